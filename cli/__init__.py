@@ -1,0 +1,1 @@
+"""Commands and the training engine, installed as `timm_neutreno_cli`."""
