@@ -1,0 +1,83 @@
+"""The way of v0 from the first block to the later ones, within one forward pass.
+
+Blocks are called one after another by timm's own loops, so v0 cannot be an argument of their call. It waits in a
+thread-local between two blocks, outside every checkpoint region; inside one it is an explicit input or output
+(surgery.py). Two threads on one model, or DataParallel's replicas, therefore never see each other's values.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+Values = tuple[Tensor, ...]  # one per attention of a block; more than one only where a block has parallel branches
+
+
+class FirstValues:
+    """Shared by the blocks of one model. Copies and pickles as an empty one.
+
+    Attributes:
+        checkpoint: Whether the blocks recompute their activations in the backward pass.
+    """
+
+    def __init__(self, checkpoint: bool = False):
+        self.checkpoint = checkpoint
+        self._local = threading.local()
+        # set here so that torch.compile finds the same attributes on its first call as on its second
+        self._local.values = None
+        self._local.position = 0
+        self._local.grad_mode = True
+
+    def __reduce__(self):
+        return FirstValues, (self.checkpoint,)
+
+    def begin(self) -> Values | None:
+        """Start a forward pass; returns what the pass around it, if any, had stored, to be given to `end`."""
+        outer = getattr(self._local, "values", None)
+        self._local.values = None
+        return outer
+
+    def end(self, outer: Values | None) -> None:
+        self._local.values = outer
+
+    def write(self, values: Values) -> None:
+        self._local.values = values
+        self._local.position = 0
+        self._local.grad_mode = torch.is_grad_enabled()
+
+    def read(self, position: int) -> Values:
+        """The first block's values, for the block at `position`.
+
+        Raises:
+            RuntimeError: If no first block ran before in this pass and thread, or one at or after `position` did.
+        """
+        values = getattr(self._local, "values", None)
+        if values is None:
+            raise RuntimeError(
+                f"NeuTRENO block {position} was called without the first block before it in this forward pass, so there "
+                "are no first-layer values. Call the model, or all its blocks in order. If this came up in a backward "
+                "pass, an outside checkpoint wrapper recomputes the block alone: use "
+                "model.set_grad_checkpointing() instead of it."
+            )
+        if not torch.compiler.is_compiling():  # a guard on the position would compile every block anew
+            self._check_order(position)
+        return values
+
+    def _check_order(self, position: int) -> None:
+        last = getattr(self._local, "position", 0)
+        if position <= last:
+            self._local.values = None
+            raise RuntimeError(
+                f"NeuTRENO block {position} was called after block {last} without the first block in between, so the "
+                "stored first-layer values belong to another input. Call all blocks in order, from the first."
+            )
+        if torch.is_grad_enabled() and not getattr(self._local, "grad_mode", True):
+            self._local.values = None
+            raise RuntimeError(
+                "NeuTRENO's first block ran without gradients and a later one runs with them, so the gradient of the "
+                "first-layer values would be lost. An outside reentrant checkpoint wrapper does this: use "
+                "model.set_grad_checkpointing() instead of it. To freeze the first block, use requires_grad_(False)."
+            )
+        self._local.position = position

@@ -1,0 +1,102 @@
+"""The registry: a `neutreno_*` twin for every timm ViT that `patch` supports. Importing this module registers them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import get_arch_pretrained_cfgs, load_state_dict, model_entrypoint, register_model
+from timm.models._builder import resolve_pretrained_cfg
+from timm.models._hub import load_state_dict_from_hf, load_state_dict_from_path
+from timm.models._pretrained import DefaultCfg
+from torch import Tensor, nn
+
+from .fidelity import DEFAULT_FIDELITY
+from .surgery import patch
+from .twins import twin_name
+
+# timm modules whose models are isotropic ViTs made of supported classes
+MODULES = ("vision_transformer", "deit")
+
+ALIASES = {f"deit_{size}": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
+
+# name in timm -> why it has no twin though its module has
+EXCLUDED: dict[str, str] = {}
+
+__all__ = ["supported_models"]
+default_cfgs: dict[str, DefaultCfg] = {}
+
+
+def supported_models() -> list[str]:
+    """The timm model names, without tags, that have a `neutreno_*` twin."""
+    return [name for name in timm.list_models(module=list(MODULES)) if name not in EXCLUDED]
+
+
+def _default_cfg(base: str) -> DefaultCfg:
+    """The base model's pretrained cfgs, by tag: same weights, same preprocessing, same licence."""
+    cfgs = {(cfg.tag or ""): cfg for cfg in get_arch_pretrained_cfgs(base).values()}
+    return DefaultCfg(tags=deque(cfgs), cfgs=cfgs, is_pretrained=any(cfg.has_weights for cfg in cfgs.values()))
+
+
+def _entrypoint(name: str, base: str) -> Callable[..., nn.Module]:
+    def create(
+        pretrained: bool = False,
+        fidelity: float = DEFAULT_FIDELITY,
+        learnable_fidelity: str | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        learned: dict[str, Tensor] = {}
+        if pretrained and learnable_fidelity:
+            learned = _take_learned_fidelity(base, kwargs)
+        model = model_entrypoint(base)(pretrained=pretrained, **kwargs)
+        patch(model, fidelity=fidelity, learnable_fidelity=learnable_fidelity)
+        if learned:
+            _load_learned_fidelity(model, learned)
+        return model
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"NeuTRENO twin of timm's {base}: its parameters and weights, with `patch` applied."
+    create.__module__ = __name__
+    return create
+
+
+def _take_learned_fidelity(base: str, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """Split learned fidelities off weights that we saved; timm's loader gets the rest, which fits the plain model."""
+    cfg = resolve_pretrained_cfg(base, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")).to_dict()
+    cache_dir = kwargs.get("cache_dir")
+    if cfg.get("source") == "hf-hub":
+        weights = load_state_dict_from_hf(cfg["hf_hub_id"], weights_only=True, cache_dir=cache_dir)
+    elif cfg.get("source") == "local-dir":
+        weights = load_state_dict_from_path(Path(cfg["file"]))
+    elif cfg.get("file"):
+        weights = load_state_dict(cfg["file"])
+    else:
+        return {}  # the base model's own weights, which have none
+    learned = {key: weights.pop(key) for key in list(weights) if key.split(".")[-1] == "fidelity"}
+    overlay = dict(kwargs.get("pretrained_cfg_overlay") or {}, source="", file=None, state_dict=weights)
+    kwargs["pretrained_cfg_overlay"] = overlay
+    return learned
+
+
+def _load_learned_fidelity(model: nn.Module, learned: dict[str, Tensor]) -> None:
+    own = {key for key in model.state_dict() if key.split(".")[-1] == "fidelity"}
+    if own != set(learned):
+        raise RuntimeError(
+            f"The saved fidelities do not fit the model: missing {sorted(own - set(learned))}, "
+            f"unexpected {sorted(set(learned) - own)}. Create the model with the learnable_fidelity it was saved with."
+        )
+    model.load_state_dict(learned, strict=False)
+
+
+def _register(base: str, name: str) -> None:
+    default_cfgs[name] = _default_cfg(base)
+    globals()[name] = register_model(_entrypoint(name, base))
+
+
+for _base in supported_models():
+    _register(_base, twin_name(_base))
+for _alias, _base in ALIASES.items():
+    _register(_base, twin_name(_alias))

@@ -1,0 +1,156 @@
+"""What can be patched, layer by layer, and why the rest cannot.
+
+Look-up is by exact class: a subclass may have another forward, and is refused rather than guessed at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from .blocks import BLOCK_KINDS
+from .projections import RECIPES
+
+CHANGES_SHAPE = "never: values are windowed or pooled and change shape between stages, so the first ones fit no later layer"
+NOT_TOKENS = "never: has no self-attention over tokens, so there are no values to stay close to"
+
+# module of the model's class in timm -> why its models are refused
+REASONS = {
+    "timm.models.xcit": "never: attends over channels, so no token has a value of its own to stay close to",
+    "timm.models.crossvit": "not yet: two token sequences of different width take turns",
+    "timm.models.tnt": "not yet: attention inside patches and attention over patches take turns",
+    "timm.models.convit": "not yet: gated positional attention mixes two attention maps in its first layers",
+    "timm.models.volo": "never: outlook attention makes its values per window in the first stage",
+    **dict.fromkeys(
+        (
+            f"timm.models.{name}"
+            for name in (
+                "coat", "davit", "edgenext", "efficientformer", "efficientformer_v2", "efficientvit_mit",
+                "efficientvit_msra", "fastvit", "focalnet", "gcvit", "hiera", "hieradet_sam2", "iformer", "levit",
+                "lowformer", "maxxvit", "metaformer", "mobilevit", "mvitv2", "nest", "nextvit", "pit", "pvt_v2",
+                "shvit", "swiftformer", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit",
+                "twins", "visformer",
+            )
+        ),
+        CHANGES_SHAPE,
+    ),
+}  # fmt: skip
+
+
+class UnsupportedModelError(ValueError):
+    """The model cannot be patched. The message lists every layer in question, with the reason."""
+
+
+@dataclass(frozen=True)
+class LayerSupport:
+    """One layer's answer.
+
+    Attributes:
+        name: Dotted name in the model, "" for the model itself.
+        class_path: Full path of the layer's class.
+        supported: Whether the layer can be patched.
+        reason: Why not; starts with "never" or "not yet". "" if supported.
+    """
+
+    name: str
+    class_path: str
+    supported: bool
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name or '(the model)'}  {self.class_path}  {self.reason or 'supported'}"
+
+
+def class_path(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def find_layers(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules in `model` (itself included) that own a list of blocks."""
+    owners: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        blocks = getattr(module, "blocks", None)
+        if module not in inside and isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks):
+            owners.append(module)
+            inside.update(module.modules())
+    return owners
+
+
+def check_support(model: nn.Module) -> list[LayerSupport]:
+    """Say of every layer whether it can be patched. Touches nothing and raises nothing.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        One entry per attention layer or, for a model without layers of a known kind, one for the model.
+    """
+    wrapper = _known_wrapper(model)
+    if wrapper:
+        return [LayerSupport("", class_path(model), False, wrapper)]
+    owners = find_layers(model)
+    if not owners:
+        return [LayerSupport("", class_path(model), False, _reason(model))]
+    names = {module: name for name, module in model.named_modules()}
+    return [entry for owner in owners for block in owner.blocks for entry in _check_block(block, owner, names)]
+
+
+def _check_block(block: nn.Module, owner: nn.Module, names: dict[nn.Module, str]) -> list[LayerSupport]:
+    kind = BLOCK_KINDS.get(getattr(type(block), "timm_class", type(block)))
+    if kind is None:
+        return [LayerSupport(names[block], class_path(block), False, _reason(owner, block))]
+    entries = []
+    for attn in kind.attentions(block):
+        known = getattr(type(attn), "timm_class", type(attn)) in RECIPES
+        entries.append(LayerSupport(names[attn], class_path(attn), known, "" if known else _reason(owner, attn)))
+    return entries
+
+
+def _reason(owner: nn.Module, layer: nn.Module | None = None) -> str:
+    """The family's reason, or what is unknown about the layer."""
+    family = REASONS.get(type(owner).__module__)
+    if family:
+        return family
+    if layer is None:
+        return NOT_TOKENS if type(owner).__module__.startswith("timm.") else "not yet: has no `blocks` of a known class"
+    known = [c for c in (*RECIPES, *BLOCK_KINDS) if isinstance(layer, c)]
+    if known:
+        return f"not yet: a subclass of {known[0].__name__} may compute something else; only the exact class is known"
+    return NOT_TOKENS if _has_no_attention(owner) else "not yet: how its values are made is not known"
+
+
+def _has_no_attention(owner: nn.Module) -> bool:
+    return not any("attn" in name.lower() or "attention" in name.lower() for name, _ in owner.named_modules())
+
+
+def _known_wrapper(model: nn.Module) -> str:
+    if hasattr(model, "_orig_mod"):
+        return "not yet: is compiled; patch first, then torch.compile"
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return "not yet: is wrapped for several devices; patch first, then wrap (model.module is the model)"
+    return ""
+
+
+def check_patchable(model: nn.Module) -> None:
+    """Raise `UnsupportedModelError`, naming every layer in question, if `patch` cannot be applied."""
+    entries = check_support(model)
+    refused = [entry for entry in entries if not entry.supported]
+    if not refused and len(entries) > 1:
+        return
+    lines = [str(entry) for entry in refused] or ["(the model)  has a single attention layer, and the first is unchanged"]
+    reasons = {entry.reason for entry in refused}
+    if len(reasons) == 1 and len(lines) > 3:  # one cause: the first layers stand for all
+        lines = [*lines[:2], f"({len(lines) - 2} more like this)"]
+    raise UnsupportedModelError(
+        f"cannot apply NeuTRENO to {_model_name(model)}:\n"
+        + "".join(f"  {line}\n" for line in lines)
+        + "timm_neutreno.supported_models() lists the timm models that work; check_support(model) answers layer by layer."
+    )
+
+
+def _model_name(model: nn.Module) -> str:
+    cfg = getattr(model, "pretrained_cfg", None)
+    name = cfg.get("architecture") if isinstance(cfg, dict) else None
+    return f"{name} ({class_path(model)})" if name else class_path(model)
