@@ -19,7 +19,10 @@ from .surgery import patch
 from .twins import twin_name
 
 # timm modules whose models are isotropic ViTs made of supported classes
-MODULES = ("vision_transformer", "deit")
+MODULES = (
+    "vision_transformer", "deit", "vision_transformer_hybrid", "vitamin", "eva", "beit", "naflexvit",
+    "vision_transformer_relpos", "vision_transformer_sam", "cait", "deepseek_vit", "qwen3_vit", "gemma4_vit",
+)  # fmt: skip
 
 ALIASES = {f"deit_{size}": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
 
@@ -82,13 +85,15 @@ def _take_learned_fidelity(base: str, kwargs: dict[str, Any]) -> dict[str, Tenso
 
 
 def _load_learned_fidelity(model: nn.Module, learned: dict[str, Tensor]) -> None:
-    own = {key for key in model.state_dict() if key.split(".")[-1] == "fidelity"}
-    if own != set(learned):
+    """Fill the model's fidelities; features_only wraps the model and drops its last blocks, so match from `blocks.` on."""
+    saved = {key[key.index("blocks.") :]: value for key, value in learned.items()}
+    own = {key[key.index("blocks.") :]: key for key in model.state_dict() if key.split(".")[-1] == "fidelity"}
+    if missing := sorted(set(own) - set(saved)):
         raise RuntimeError(
-            f"The saved fidelities do not fit the model: missing {sorted(own - set(learned))}, "
-            f"unexpected {sorted(set(learned) - own)}. Create the model with the learnable_fidelity it was saved with."
+            f"The weights have no learned fidelity for {', '.join(missing)}. Create the model with the "
+            "learnable_fidelity that it was saved with."
         )
-    model.load_state_dict(learned, strict=False)
+    model.load_state_dict({key: saved[suffix] for suffix, key in own.items()}, strict=False)
 
 
 def _register(base: str, name: str) -> None:
