@@ -1,0 +1,168 @@
+"""Contract 1: the patched model computes the paper's formula, and nothing else."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from hosts import HOSTS, build, images
+from reference import oracle, set_fused
+
+import timm_neutreno
+
+X = images()
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def reference_logits(key, fidelity, **kwargs):
+    model = build(key)
+    set_fused(model, True)
+    with oracle(model, fidelity, HOSTS[key].calls_per_layer, **kwargs):
+        logits = model(X)
+    return model, logits
+
+
+@pytest.mark.parametrize("key", HOSTS)
+def test_equals_the_oracle_fused_and_unfused(key):
+    plain, expected = reference_logits(key, 0.6)
+    model = timm_neutreno.patch(build(key), fidelity=0.6)
+    for fused in (True, False):
+        set_fused(model, fused)
+        assert relative(model(X), expected) < 1e-5
+    assert relative(plain(X), expected) > 1e-2  # else the comparison could not tell
+
+
+@pytest.mark.parametrize("key", HOSTS)
+def test_gradients_equal_the_oracles_and_reach_v0(key):
+    plain, model = build(key).double(), timm_neutreno.patch(build(key).double(), fidelity=0.6)
+    set_fused(plain, True)
+    with oracle(plain, 0.6, HOSTS[key].calls_per_layer):
+        expected = torch.autograd.grad(plain(X.double()).square().sum(), list(plain.parameters()), allow_unused=True)
+    grads = torch.autograd.grad(model(X.double()).square().sum(), list(model.parameters()), allow_unused=True)
+    largest = max(g.abs().max() for g in expected if g is not None)
+    for (name, _), got, want in zip(model.named_parameters(), grads, expected, strict=True):
+        assert (got is None) == (want is None), name
+        if want is not None:  # a key bias has gradient zero up to rounding, so compare with the largest gradient too
+            assert (got - want).abs().max() <= 1e-9 * want.abs().max() + 1e-12 * largest, name
+
+
+def test_v0_is_not_detached():
+    plain, logits = reference_logits("vit", 0.6)
+    wanted = torch.autograd.grad(logits.square().sum(), plain.blocks[0].attn.qkv.weight)[0]
+    plain, logits = reference_logits("vit", 0.6, detach=True)
+    detached = torch.autograd.grad(logits.square().sum(), plain.blocks[0].attn.qkv.weight)[0]
+    model = timm_neutreno.patch(build("vit"), fidelity=0.6)
+    got = torch.autograd.grad(model(X).square().sum(), model.blocks[0].attn.qkv.weight)[0]
+    assert relative(got, wanted) < 1e-4
+    assert relative(detached, wanted) > 1e-2
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("key", HOSTS)
+def test_fidelity_zero_is_bit_equal_to_timm(key, fused):
+    plain = build(key)
+    model = timm_neutreno.patch(copy.deepcopy(plain), fidelity=0.0)
+    set_fused(plain, fused)
+    set_fused(model, fused)
+    assert torch.equal(model(X), plain(X))
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+
+
+@pytest.mark.parametrize("key", HOSTS)
+def test_unpatch_gives_the_model_back(key):
+    plain = build(key)
+    model = timm_neutreno.patch(copy.deepcopy(plain), fidelity=0.6, learnable_fidelity="head")
+    assert timm_neutreno.unpatch(model) is model
+    assert not timm_neutreno.is_patched(model)
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    assert torch.equal(model(X), plain(X))
+    assert model.pretrained_cfg == plain.pretrained_cfg and model._model_args == plain._model_args
+    assert [sorted(m.__dict__) for m in model.modules()] == [sorted(m.__dict__) for m in plain.modules()]
+
+
+@pytest.mark.parametrize("key", HOSTS)
+def test_learnable_fidelity_starts_at_the_constant_and_learns(key):
+    constant = timm_neutreno.patch(build(key), fidelity=0.3)
+    for learnable in ("layer", "head"):
+        model = timm_neutreno.patch(build(key), fidelity=0.3, learnable_fidelity=learnable)
+        assert relative(model(X), constant(X)) < 1e-5
+        model(X).square().sum().backward()
+        fidelities = {name: p for name, p in model.named_parameters() if name.endswith("fidelity")}
+        attentions = len([entry for entry in timm_neutreno.check_support(model)])
+        assert len(fidelities) == attentions - (2 if key == "parallel_things" else 1)
+        assert all(p.grad.abs().max() > 0 for p in fidelities.values())
+        assert {p.numel() for p in fidelities.values()} == ({1} if learnable == "layer" else {heads(model)})
+
+
+def heads(model) -> int:
+    from timm_neutreno.support import find_layers
+    from timm_neutreno.surgery import fidelity_holders
+
+    return fidelity_holders(find_layers(model)[0])[0].num_heads
+
+
+def test_official_formula_by_hand():
+    """`DeiT/neutreno.py` of the authors, written out for one image: attention with v0 of layer 0, alpha = 0.6."""
+    model = timm_neutreno.patch(build("vit"), fidelity=0.6)
+    x = model._pos_embed(model.patch_embed(X[:1]))
+    v0 = None
+    for block in model.blocks:
+        h, attn = block.norm1(x), block.attn
+        q, k, v = attn.qkv(h).reshape(1, -1, 3, 3, 16).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) * 16**-0.5).softmax(-1)
+        res = 0.6 * (v0 - v) if v0 is not None else 0
+        v0 = v if v0 is None else v0
+        x = x + attn.proj((weights @ v + res).transpose(1, 2).reshape(1, -1, 48))
+        x = x + block.mlp(block.norm2(x))
+    assert relative(model(X[:1]), model.head(model.norm(x)[:, 0])) < 1e-5
+
+
+def test_attention_mask_and_causal_attention():
+    plain, model = build("vit"), timm_neutreno.patch(build("vit"), fidelity=0.6)
+    mask = torch.randn(17, 17)
+    for kwargs in (dict(attn_mask=mask), dict(attn_mask=mask > -1), dict(is_causal=True)):
+        with oracle(plain, 0.6, 1):
+            expected = plain.forward_features(X, **kwargs)
+        for fused in (True, False):
+            set_fused(model, fused)
+            assert relative(model.forward_features(X, **kwargs), expected) < 1e-5
+
+
+def test_autocast_bfloat16_stays_near_float32():
+    model = timm_neutreno.patch(build("vit"), fidelity=0.6, learnable_fidelity="head")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(X)
+    assert logits.dtype == torch.bfloat16
+    assert relative(logits.float(), model(X)) < 5e-2
+
+
+def test_double_precision_and_other_sizes():
+    plain, model = build("vit", dynamic_img_size=True), build("vit", dynamic_img_size=True)
+    timm_neutreno.patch(model.double(), fidelity=0.6)
+    plain.double()
+    x = images(3, 48).double()
+    with oracle(plain, 0.6, 1):
+        expected = plain(x)
+    assert relative(model(x), expected) < 1e-12
+
+
+def test_patch_dropout_drops_the_same_tokens_of_v0():
+    plain, model = build("vit", patch_drop_rate=0.5), timm_neutreno.patch(build("vit", patch_drop_rate=0.5))
+    torch.manual_seed(0)
+    with oracle(plain.train(), 0.6, 1):
+        expected = plain(X)
+    torch.manual_seed(0)
+    assert relative(model.train()(X), expected) < 1e-5
+
+
+def test_create_model_equals_patch():
+    kwargs = HOSTS["vit"].kwargs
+    created = timm.create_model("neutreno_vit_tiny_patch16_224", fidelity=0.4, **kwargs).eval()
+    patched = timm.create_model("vit_tiny_patch16_224", **kwargs).eval()
+    patched.load_state_dict(created.state_dict())
+    timm_neutreno.patch(patched, fidelity=0.4)
+    assert torch.equal(created(X), patched(X))
+    assert created.pretrained_cfg == patched.pretrained_cfg
