@@ -1,0 +1,24 @@
+"""Seeing over-smoothing: how alike a ViT's tokens are, layer by layer, and plots of it.
+
+    from timm_neutreno.smoothing import token_similarity, plot_similarity
+    curves = {"deit": token_similarity(model, loader), "neutreno": token_similarity(patched, loader)}
+    plot_similarity(curves, "similarity.png")
+
+`measure` runs any of `METRICS` over a stream of images; `watch` does so inside one's own loop.
+"""
+
+from .measure import measure, token_similarity, watch
+from .metrics import METRICS, SIMILARITIES
+from .plots import plot_similarity
+from .result import Smoothing, plot_results
+
+__all__ = [
+    "METRICS",
+    "SIMILARITIES",
+    "Smoothing",
+    "measure",
+    "plot_results",
+    "plot_similarity",
+    "token_similarity",
+    "watch",
+]

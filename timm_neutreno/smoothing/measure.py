@@ -1,0 +1,200 @@
+"""Measuring layer by layer while images stream through a model: one pass, memory independent of how many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .layers import find_attention_output, find_blocks, to_tokens
+from .metrics import METRICS, SIMILARITIES, check_metrics
+from .result import Smoothing
+
+
+class Recorder:
+    """Sums up the metrics of every layer. Made by `watch`."""
+
+    def __init__(self, name: str, metrics: list[str], num_layers: int):
+        self.name = name
+        self.metrics = metrics
+        self.images = 0
+        self._totals: dict[str, list[list[Tensor]]] = {m: [[] for _ in range(num_layers)] for m in metrics}
+
+    def add(self, metric: str, layer: int, values: Tensor) -> None:
+        """Add one batch: `values`, (B,) float64. Stays on the device, so that nothing waits for it."""
+        new = torch.stack([torch.full_like(values[0], len(values)), values.sum(), values.square().sum()])
+        total = self._totals[metric][layer]
+        total[:] = [total[0] + new if total else new]
+
+    def result(self) -> Smoothing:
+        """The mean and standard deviation over all images so far.
+
+        Raises:
+            ValueError: If no image was seen, or a value is not finite.
+        """
+        values: dict[str, list[float]] = {}
+        spread: dict[str, list[float]] = {}
+        for metric in self.metrics:
+            totals = [total[0].tolist() for total in self._totals[metric] if total]
+            if len(totals) < len(self._totals[metric]):
+                raise ValueError(
+                    "no images were measured: the batches were empty, or the model ran compiled or in another process, "
+                    "where hooks do not fire. Give at least one image, and measure before torch.compile."
+                )
+            means = [total / count for count, total, _ in totals]
+            _check_finite(metric, means)
+            values[metric] = means
+            spread[metric] = [
+                max(squares / count - mean**2, 0.0) ** 0.5
+                for (count, _, squares), mean in zip(totals, means, strict=True)
+            ]
+        return Smoothing(self.name, self.images, values, spread)
+
+
+def _check_finite(metric: str, means: list[float]) -> None:
+    for layer, mean in enumerate(means):
+        if mean - mean != 0:  # NaN or infinite
+            raise ValueError(
+                f"{metric} of blocks.{layer} is {mean}: its activations contain NaN, infinity, or nothing but zeros. "
+                "In float16 large activations overflow: measure in float32 or bfloat16 (model.float()), and check the "
+                "weights and images."
+            )
+
+
+@contextmanager
+def watch(model: nn.Module, metrics: Iterable[str] = SIMILARITIES, *, name: str | None = None) -> Iterator[Recorder]:
+    """Measure every forward pass of a `with` block, inside one's own loop.
+
+        with watch(model) as seen:
+            for images, _ in loader:
+                model(images)
+        print(seen.result().values["block_similarity"])
+
+    The model's mode, gradients and autocast are left as they are; dropout is measured too if it is on.
+
+    Args:
+        model: A timm ViT-like model, patched or not.
+        metrics: Names from `METRICS`.
+        name: The model's name in the result.
+
+    Raises:
+        ValueError: If a metric is unknown, or an output is not tokens, or has fewer than two.
+        UnsupportedModelError: If the model has no layers to measure.
+    """
+    names = check_metrics(metrics)
+    layers = find_blocks(model)
+    recorder = Recorder(name or type(model).__name__, names, len(layers.blocks))
+    handles = [layers.blocks[0].register_forward_hook(partial(_count_images, recorder))]
+    try:
+        for layer, block in enumerate(layers.blocks):
+            for of, find in (("block", lambda block, _: block), ("attention", find_attention_output)):
+                wanted = [name for name in names if METRICS[name].of == of]
+                if wanted:
+                    hook = partial(_add_tokens, recorder, wanted, layer, layers.num_prefix_tokens)
+                    handles.append(find(block, layer).register_forward_hook(hook))
+        yield recorder
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _count_images(recorder: Recorder, module: nn.Module, args: tuple, output: Tensor) -> None:
+    recorder.images += len(output)
+
+
+@torch.no_grad()
+def _add_tokens(
+    recorder: Recorder,
+    names: list[str],
+    layer: int,
+    num_prefix_tokens: int,
+    module: nn.Module,
+    args: tuple,
+    output: Tensor,
+) -> None:
+    for name in names:
+        skip = num_prefix_tokens if METRICS[name].patch_only else 0
+        recorder.add(name, layer, METRICS[name].compute(to_tokens(output, module, layer, skip)))
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable,
+    metrics: Iterable[str] = SIMILARITIES,
+    *,
+    name: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Smoothing:
+    """Measure a model on images, in one pass, in eval mode and without gradients; the mode is put back.
+
+    Args:
+        model: A timm ViT-like model, patched or not, on any device and in any floating dtype.
+        batches: Image batches (B, 3, height, width), or tuples that start with one; moved to the model.
+        metrics: Names from `METRICS`.
+        name: The model's name in the result.
+        progress: Called after each batch with the number of images so far.
+
+    Raises:
+        ValueError: If there are no images, they are no batches, a metric is unknown, or a value is not finite.
+        UnsupportedModelError: If the model has no layers to measure.
+    """
+    model = getattr(model, "_orig_mod", model)  # hooks do not fire in a compiled model
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    with watch(model, metrics, name=name) as recorder, evaluating(model):
+        for batch in batches:
+            model(_to_images(batch).to(weight.device, weight.dtype))
+            if progress:
+                progress(recorder.images)
+    return recorder.result()
+
+
+def _to_images(batch: object) -> Tensor:
+    images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        what = (
+            f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        )
+        raise ValueError(
+            f"each batch must be images (B, 3, height, width), or a tuple that starts with them, got {what}. For one "
+            "image, give [image[None]]."
+        )
+    return images
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module has its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def token_similarity(model: nn.Module, batches: Iterable, *, of: str = "block", tokens: str = "all") -> list[float]:
+    """Mean cosine similarity of different tokens, by layer: mean over images of `tokens.cosine_similarity`.
+
+    Args:
+        model: A timm ViT-like model, patched or not.
+        batches: Image batches (B, 3, height, width), or tuples that start with one; moved to the model.
+        of: "block" (the residual stream after each block) or "attention" (the attention module's output).
+        tokens: "all", or "patch" to leave out class, distillation and register tokens.
+
+    Returns:
+        One value per layer, first layer first, each in [-1, 1].
+
+    Raises:
+        ValueError: As `measure`, or if `of` or `tokens` is unknown.
+    """
+    if of not in ("block", "attention"):
+        raise ValueError(f"of must be 'block' or 'attention', got {of!r}.")
+    if tokens not in ("all", "patch"):
+        raise ValueError(f"tokens must be 'all' or 'patch', got {tokens!r}.")
+    name = f"{of}_similarity" + ("_patch" if tokens == "patch" else "")
+    return measure(model, batches, [name]).values[name]

@@ -1,0 +1,85 @@
+"""Plots that can be told apart in grey and by colour-blind readers: every curve has its own colour, marker and dash.
+
+matplotlib is imported where it is used, and pyplot never: no window, no global state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), without yellow, dark ones first
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def curve_style(index: int) -> dict:
+    """Colour, marker and dash of the curve with this index; they repeat at different periods."""
+    return dict(
+        color=COLORS[index % len(COLORS)],
+        marker=MARKERS[index % len(MARKERS)],
+        linestyle=DASHES[index % len(DASHES)],
+        linewidth=1.6,
+        markersize=5,
+    )
+
+
+def check_path(path: str | Path) -> Path:
+    """Raises ValueError if the file name's ending is no format that we write."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"cannot plot to {path}: the name must end in one of {', '.join(FORMATS)}.")
+    return path
+
+
+def save_figure(figure, path: Path) -> None:
+    """Write the figure; the same numbers give the same bytes, so that plots in git do not change for nothing."""
+    import matplotlib
+
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
+    with matplotlib.rc_context({"svg.hashsalt": "timm_neutreno", "svg.fonttype": "none"}):
+        figure.savefig(path, dpi=150, bbox_inches="tight", metadata=metadata)
+
+
+def plot_similarity(
+    curves: Mapping[str, Sequence[float]],
+    path: str | Path,
+    *,
+    ylabel: str = "Mean cosine similarity of tokens",
+    title: str | None = None,
+) -> None:
+    """Plot one value per layer for several models.
+
+    Args:
+        curves: Name for the legend -> value of each layer, first layer first; lengths may differ.
+        path: Where to write; the ending (.png, .svg, .pdf) is the format.
+        ylabel: What the values are.
+        title: Above the plot.
+
+    Raises:
+        ValueError: If there is nothing to plot, a value is not finite, or the format is unknown.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    path = check_path(path)
+    if not curves or not all(len(values) for values in curves.values()):
+        raise ValueError("nothing to plot: give at least one curve, each with at least one value.")
+    if bad := [name for name, values in curves.items() if not all(map(math.isfinite, values))]:
+        raise ValueError(f"cannot plot {', '.join(bad)}: not all values are finite.")
+    figure = Figure(figsize=(6.4, 4.0))
+    axes = figure.add_subplot()
+    for index, (name, values) in enumerate(curves.items()):
+        axes.plot(range(1, len(values) + 1), values, label=name, **curve_style(index))
+    axes.set_xlabel("Layer")
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    if title:
+        axes.set_title(title)
+    # below the axes: model names are long, and no curve is covered
+    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
+    save_figure(figure, path)
