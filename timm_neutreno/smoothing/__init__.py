@@ -7,6 +7,7 @@
 `measure` runs any of `METRICS` over a stream of images; `watch` does so inside one's own loop.
 """
 
+from .maps import attention_maps, plot_attention_maps
 from .measure import measure, token_similarity, watch
 from .metrics import METRICS, SIMILARITIES
 from .plots import plot_similarity
@@ -16,7 +17,9 @@ __all__ = [
     "METRICS",
     "SIMILARITIES",
     "Smoothing",
+    "attention_maps",
     "measure",
+    "plot_attention_maps",
     "plot_results",
     "plot_similarity",
     "token_similarity",

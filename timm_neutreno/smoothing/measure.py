@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .layers import find_attention_output, find_blocks, to_tokens
+from .heads import Call
+from .layers import find_attention, find_attention_output, find_blocks, to_tokens
 from .metrics import METRICS, SIMILARITIES, check_metrics
 from .result import Smoothing
 
@@ -21,7 +22,9 @@ class Recorder:
         self.name = name
         self.metrics = metrics
         self.images = 0
-        self._totals: dict[str, list[list[Tensor]]] = {m: [[] for _ in range(num_layers)] for m in metrics}
+        lengths = {m: num_layers - (METRICS[m].of == "layers") for m in metrics}
+        self._totals: dict[str, list[list[Tensor]]] = {m: [[] for _ in range(lengths[m])] for m in metrics}
+        self._previous: Call | None = None  # of the layer before, for metrics of two layers
 
     def add(self, metric: str, layer: int, values: Tensor) -> None:
         """Add one batch: `values`, (B,) float64. Stays on the device, so that nothing waits for it."""
@@ -58,9 +61,9 @@ def _check_finite(metric: str, means: list[float]) -> None:
     for layer, mean in enumerate(means):
         if mean - mean != 0:  # NaN or infinite
             raise ValueError(
-                f"{metric} of blocks.{layer} is {mean}: its activations contain NaN, infinity, or nothing but zeros. "
-                "In float16 large activations overflow: measure in float32 or bfloat16 (model.float()), and check the "
-                "weights and images."
+                f"{metric} of blocks.{layer} is {mean}: its activations contain NaN or infinity, or the formula has "
+                "no value for them (zero tokens, an exponential too large). In float16 large activations overflow: "
+                "measure in float32 or bfloat16 (model.float()), and check the weights and images."
             )
 
 
@@ -91,12 +94,15 @@ def watch(model: nn.Module, metrics: Iterable[str] = SIMILARITIES, *, name: str 
     try:
         for layer, block in enumerate(layers.blocks):
             for of, find in (("block", lambda block, _: block), ("attention", find_attention_output)):
-                wanted = [name for name in names if METRICS[name].of == of]
-                if wanted:
+                if wanted := [name for name in names if METRICS[name].of == of]:
                     hook = partial(_add_tokens, recorder, wanted, layer, layers.num_prefix_tokens)
                     handles.append(find(block, layer).register_forward_hook(hook))
+            if wanted := [name for name in names if METRICS[name].of in ("heads", "layers")]:
+                hook = partial(_add_heads, recorder, wanted, layer)
+                handles.append(find_attention(block, layer).register_forward_pre_hook(hook, with_kwargs=True))
         yield recorder
     finally:
+        recorder._previous = None
         for handle in handles:
             handle.remove()
 
@@ -118,6 +124,17 @@ def _add_tokens(
     for name in names:
         skip = num_prefix_tokens if METRICS[name].patch_only else 0
         recorder.add(name, layer, METRICS[name].compute(to_tokens(output, module, layer, skip)))
+
+
+@torch.no_grad()
+def _add_heads(recorder: Recorder, names: list[str], layer: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    call, previous = Call(module, args, kwargs), recorder._previous
+    for name in names:
+        if METRICS[name].of == "heads":
+            recorder.add(name, layer, METRICS[name].compute(call))
+        elif layer and previous:
+            recorder.add(name, layer - 1, METRICS[name].compute(call, previous))
+    recorder._previous = call
 
 
 def measure(
@@ -142,26 +159,29 @@ def measure(
         UnsupportedModelError: If the model has no layers to measure.
     """
     model = getattr(model, "_orig_mod", model)  # hooks do not fire in a compiled model
-    weight = next(p for p in model.parameters() if p.is_floating_point())
     with watch(model, metrics, name=name) as recorder, evaluating(model):
         for batch in batches:
-            model(_to_images(batch).to(weight.device, weight.dtype))
+            model(prepare(model, batch))
             if progress:
                 progress(recorder.images)
     return recorder.result()
 
 
-def _to_images(batch: object) -> Tensor:
+def prepare(model: nn.Module, batch: object) -> Tensor:
+    """The images of a batch, on the model's device and in its dtype.
+
+    Raises:
+        ValueError: If there are none.
+    """
     images = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(images, Tensor) or images.ndim != 4:
-        what = (
-            f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
-        )
+        got = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
         raise ValueError(
-            f"each batch must be images (B, 3, height, width), or a tuple that starts with them, got {what}. For one "
+            f"each batch must be images (B, 3, height, width), or a tuple that starts with them, got {got}. For one "
             "image, give [image[None]]."
         )
-    return images
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    return images.to(weight.device, weight.dtype)
 
 
 @contextmanager

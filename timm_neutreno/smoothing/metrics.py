@@ -1,8 +1,8 @@
 """The table of everything that can be measured per layer on images: name -> formula, words for plots and reports.
 
-A name says where, what, and of which tokens: `block_similarity`, `attention_similarity_patch`. `block` is the residual
-stream after the block, `attention` the attention module's output after its projection, before it is added to the
-stream (the papers' codes differ, so both are here); `_patch` leaves the prefix tokens out.
+The name of a token measure says where, what, and of which tokens: `block_similarity`, `attention_similarity_patch`.
+`block` is the residual stream after the block, `attention` the attention module's output after its projection, before
+it is added to the stream (the papers' codes differ, so both are here); `_patch` leaves the prefix tokens out.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from . import tokens
+from . import heads, tokens
 
 
 class Metric(NamedTuple):
-    of: str  # where it is measured: "block" or "attention"
+    of: str  # what `compute` takes: tokens of a "block" or "attention", the "heads" of a layer, or of two: "layers"
     compute: Callable[..., Tensor]
     label: str  # for axes
     meaning: str  # one sentence for the report
@@ -59,7 +59,40 @@ METRICS: dict[str, Metric] = {
     for suffix, words in (("", ""), ("_patch", ", patch tokens only"))
 }
 
-SIMILARITIES = tuple(name for name in METRICS if "_similarity" in name)
+METRICS |= {
+    "functional_softmax": Metric(
+        "heads",
+        heads.functional_softmax,
+        "J(v) with softmax weights",
+        "How different the values are that a token attends to; attention makes one step towards smaller J.",
+    ),
+    "functional_exp": Metric(
+        "heads",
+        heads.functional_exp,
+        "J(v) with raw exponential weights",
+        "The same with the kernel exp(q k / sqrt d) as in the paper's formula, before normalisation.",
+    ),
+    "gradient_cosine": Metric(
+        "heads",
+        heads.gradient_cosine,
+        "Cosine of symmetric and asymmetric gradient of J",
+        "1 means that attention with queries and keys goes the same way as the symmetric attention of the theory.",
+    ),
+    "head_similarity": Metric(
+        "heads",
+        heads.head_similarity,
+        "Mean cosine similarity of a layer's attention maps",
+        "1 means that all heads of the layer attend alike.",
+    ),
+    "map_cosine": Metric(
+        "layers",
+        heads.map_cosine,
+        "Cosine of attention maps, layer and next layer",
+        "1 means that a layer attends as the one before it did, head by head; one value fewer than layers.",
+    ),
+}
+
+SIMILARITIES = tuple(name for name in METRICS if name.startswith(("block_sim", "attention_sim")))
 
 
 def check_metrics(names: Iterable[str]) -> list[str]:
