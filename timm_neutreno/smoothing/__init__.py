@@ -4,24 +4,35 @@
     curves = {"deit": token_similarity(model, loader), "neutreno": token_similarity(patched, loader)}
     plot_similarity(curves, "similarity.png")
 
-`measure` runs any of `METRICS` over a stream of images; `watch` does so inside one's own loop.
+`measure` runs any of `METRICS` over a stream of images; `watch` does so inside one's own loop. `spectrum` looks at the
+weights, `dynamics` repeats one layer's update, `efficiency` counts what NeuTRENO costs.
 """
 
+from . import dynamics, tokens
+from .cost import efficiency
 from .maps import attention_maps, plot_attention_maps
 from .measure import measure, token_similarity, watch
 from .metrics import METRICS, SIMILARITIES
 from .plots import plot_similarity
 from .result import Smoothing, plot_results
+from .spectra import dominating, dominating_eigenvalues, plot_spectra, spectrum
 
 __all__ = [
     "METRICS",
     "SIMILARITIES",
     "Smoothing",
     "attention_maps",
+    "dominating",
+    "dominating_eigenvalues",
+    "dynamics",
+    "efficiency",
     "measure",
     "plot_attention_maps",
     "plot_results",
     "plot_similarity",
+    "plot_spectra",
+    "spectrum",
     "token_similarity",
+    "tokens",
     "watch",
 ]
