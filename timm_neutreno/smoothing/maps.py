@@ -49,7 +49,13 @@ def _keep_map(maps: list[Tensor], module: nn.Module, args: tuple, kwargs: dict) 
 
 
 def plot_attention_maps(
-    maps: Sequence[Tensor], path: str | Path, *, layers: Sequence[int] | None = None, image: int = 0, heads: int = 3
+    maps: Sequence[Tensor],
+    path: str | Path,
+    *,
+    layers: Sequence[int] | None = None,
+    image: int = 0,
+    heads: int = 3,
+    title: str | None = None,
 ) -> None:
     """Plot maps as N x N pictures, a row per layer and a column per head; darker is less attention, each on its scale.
 
@@ -59,6 +65,7 @@ def plot_attention_maps(
         layers: Indices from 0; None for the first, middle and last, as in Fig. 4.
         image: Index in the batch.
         heads: How many, from the first.
+        title: Above the plot.
 
     Raises:
         ValueError: If a layer or image is not there, or the format is unknown.
@@ -79,6 +86,7 @@ def plot_attention_maps(
         axes.set_title(f"layer {row + 1}, head {head + 1}", fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
+    figure.suptitle(title, fontsize=10)
     figure.supxlabel("attended token", fontsize=9)
     figure.supylabel("attending token", fontsize=9)
     save_figure(figure, path)
