@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .fidelity import add_fidelity_term
@@ -34,7 +35,7 @@ class FidelityMix:
         if self.v0 is None:
             self.v = v
             return u
-        if self.v0.shape != v.shape:
+        if self.v0.shape != v.shape and not torch.jit.is_tracing():
             raise RuntimeError(
                 f"NeuTRENO needs the values of every layer in one shape: the first layer's are {tuple(self.v0.shape)}, "
                 f"this layer's {tuple(v.shape)} (batch, heads, tokens, channels). Tokens or images were dropped, merged "

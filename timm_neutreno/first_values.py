@@ -8,9 +8,15 @@ thread-local between two blocks, outside every checkpoint region; inside one it 
 from __future__ import annotations
 
 import threading
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Block(Protocol):
+    position: int  # in the order of the forward pass
+
 
 Values = tuple[Tensor, ...]  # one per attention of a block; more than one only where a block has parallel branches
 
@@ -47,22 +53,22 @@ class FirstValues:
         self._local.position = 0
         self._local.grad_mode = torch.is_grad_enabled()
 
-    def read(self, position: int) -> Values:
-        """The first block's values, for the block at `position`.
+    def read(self, block: Block) -> Values:
+        """The first block's values, for a later block.
 
         Raises:
-            RuntimeError: If no first block ran before in this pass and thread, or one at or after `position` did.
+            RuntimeError: If no first block ran before in this pass and thread, or this block or a later one did.
         """
         values = getattr(self._local, "values", None)
         if values is None:
             raise RuntimeError(
-                f"NeuTRENO block {position} was called without the first block before it in this forward pass, so there "
+                f"NeuTRENO block {block.position} was called without the first block before it in this forward pass, so there "
                 "are no first-layer values. Call the model, or all its blocks in order. If this came up in a backward "
                 "pass, an outside checkpoint wrapper recomputes the block alone: use "
                 "model.set_grad_checkpointing() instead of it."
             )
         if not torch.compiler.is_compiling():  # a guard on the position would compile every block anew
-            self._check_order(position)
+            self._check_order(block.position)
         return values
 
     def _check_order(self, position: int) -> None:

@@ -29,17 +29,18 @@ class NeutrenoBlock:
 
     timm_class: ClassVar[type[nn.Module]]
     first_values: FirstValues
-    position: int  # among the blocks; 0 gives the values
+    position: int  # among the blocks
+    is_first: bool  # gives the values; a flag of its own, since a guard on `position` would compile every block anew
     is_last: bool
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         shared = self.first_values
-        v0 = shared.read(self.position) if self.position else ()
+        v0 = () if self.is_first else shared.read(self)
         run = partial(self._run, len(v0), tuple(kwargs))
         # every tensor is an explicit positional input, so that reentrant checkpointing sees them all
         inputs = (x, *v0, *args, *kwargs.values())
         out = checkpoint(run, *inputs) if shared.checkpoint else run(*inputs)
-        if not self.position:
+        if self.is_first:
             out, *values = out
             shared.write(tuple(values))
         if self.is_last:
@@ -50,7 +51,7 @@ class NeutrenoBlock:
         v0, args = inputs[:num_values], inputs[num_values:]
         args, kwargs = args[: len(args) - len(names)], dict(zip(names, args[len(args) - len(names) :], strict=True))
         kind = BLOCK_KINDS[self.timm_class]
-        if v0:
+        if not self.is_first:
             holders = kind.attentions(self)  # type: ignore[arg-type]
             mixes = [FidelityMix(value, holder.fidelity) for value, holder in zip(v0, holders, strict=True)]
             return kind.run(self, self.timm_class, mixes, x, *args, **kwargs)
@@ -60,7 +61,8 @@ class NeutrenoBlock:
 
     def _keep(self, v: Tensor) -> Tensor:
         """v is a view of q, k and v in one tensor: copy it where nothing else would keep q and k alive."""
-        return v.clone() if self.first_values.checkpoint or not v.requires_grad else v
+        alone = self.first_values.checkpoint or not v.requires_grad
+        return v.clone() if alone and not torch.jit.is_tracing() else v
 
     def __prepare_scriptable__(self):
         raise RuntimeError(
@@ -165,7 +167,8 @@ def _patch_owner(owner: nn.Module, fidelity: float, learnable: str | None) -> No
     blocks = list(owner.blocks)
     for position, block in enumerate(blocks):
         holders = BLOCK_KINDS[type(block)].attentions(block)
-        block.first_values, block.position, block.is_last = shared, position, position == len(blocks) - 1
+        block.first_values, block.position = shared, position
+        block.is_first, block.is_last = position == 0, position == len(blocks) - 1
         for holder in holders:
             _set_start(holder, fidelity if position else None, learnable)
             if holder is not block:
@@ -197,7 +200,7 @@ def unpatch(model: nn.Module) -> nn.Module:
                 del holder.fidelity
                 if holder is not block:
                     holder.__class__ = holder.timm_class
-            del block.first_values, block.position, block.is_last
+            del block.first_values, block.position, block.is_first, block.is_last
             block.__class__ = block.timm_class
         shared = owner.first_values
         del owner.first_values
@@ -215,6 +218,9 @@ def is_patched(model: nn.Module) -> bool:
 
 def set_fidelity(model: nn.Module, fidelity: float) -> None:
     """Set the fidelity of every layer but the first; learnable ones are filled in place.
+
+    Cheap enough to call before every step. A model under torch.compile is compiled again for every new constant; only
+    learnable fidelities change without.
 
     Raises:
         ValueError: If the model is not patched, or `fidelity` is not finite.

@@ -1,0 +1,174 @@
+"""Contract 3: torch.compile, torch.export, ONNX, tracing; scripting is refused."""
+
+import pytest
+import torch
+from hosts import HOSTS, build, images
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import timm_neutreno
+
+X = images()
+
+
+def make(key="vit", **kwargs):
+    return timm_neutreno.patch(build(key), fidelity=0.6, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def gradients(call, model):
+    model.zero_grad()
+    call(X).square().sum().backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+def close(got, want):
+    return all((g - w).abs().max() <= 1e-5 * w.abs().max() + 1e-6 for g, w in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("key", HOSTS)
+def test_fullgraph_inference_and_training_with_checkpointing(key):
+    depth = {} if key == "sapiens2_gqa" else dict(depth=3)  # first, middle and last block
+    model = timm_neutreno.patch(build(key, **depth), fidelity=0.6)
+    expected = model(X)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(X), expected, atol=1e-5)
+        assert torch.allclose(compiled(X), expected, atol=1e-5)
+    assert counter.frame_count == 1
+    expected_grads = gradients(model, model)
+    model.set_grad_checkpointing()
+    torch._dynamo.reset()
+    assert close(gradients(torch.compile(model, backend="aot_eager", fullgraph=True), model), expected_grads)
+
+
+@pytest.mark.parametrize(("checkpointing", "learnable"), [(False, None), (True, "head")])
+def test_inductor(checkpointing, learnable):
+    model = timm_neutreno.patch(build("vit", depth=3), fidelity=0.6, learnable_fidelity=learnable)
+    expected, expected_grads = model(X), gradients(model, model)
+    model.set_grad_checkpointing(checkpointing)
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(X), expected, atol=1e-5)
+    assert close(gradients(compiled, model), expected_grads)
+
+
+def frames(model, calls):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter)
+    with torch.no_grad():
+        for x in calls:
+            compiled(x)
+    return counter.frame_count
+
+
+def test_as_many_frames_as_timm():
+    for calls in ([X, X], [X, images(3), images(4), images(5)]):
+        assert frames(make(), calls) == frames(build("vit"), calls)
+
+
+def test_frames_from_a_second_thread():
+    import threading
+
+    model, counter = make(), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter)
+    with torch.no_grad():
+        expected = compiled(X)
+        got = []
+
+        def run():
+            with torch.no_grad():
+                got.append(compiled(X))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert torch.equal(got[0], expected)
+    assert counter.frame_count <= 2
+
+
+def test_dynamic_batch():
+    model = make()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch in (2, 5, 3):
+        x = images(batch)
+        assert torch.allclose(compiled(x), model(x), atol=1e-5)
+
+
+def test_per_block_compile_does_not_grow_with_depth():
+    counts = []
+    for depth in (4, 8):
+        torch._dynamo.reset()
+        model = timm_neutreno.patch(build("vit", depth=depth))
+        expected = model(X)
+        counter = CompileCounterWithBackend("aot_eager")
+        for block in model.blocks:
+            block.compile(backend=counter)
+        with torch.no_grad():
+            assert torch.allclose(model(X), expected, atol=1e-5)
+            assert torch.allclose(model(X), expected, atol=1e-5)
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] <= 4
+
+
+def test_learnable_fidelity_ramps_without_compiling_again():
+    model, counter = make(learnable_fidelity="layer"), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter)
+    with torch.no_grad():
+        for step in range(4):
+            timm_neutreno.set_fidelity(model, 0.2 * step)
+            assert torch.allclose(compiled(X), model(X), atol=1e-5)
+    assert counter.frame_count == 1
+
+
+def test_toggling_checkpointing_after_compile():
+    model = make()
+    compiled = torch.compile(model, backend="aot_eager")
+    expected = gradients(model, model)
+    for enable in (True, False, True):
+        model.set_grad_checkpointing(enable)
+        assert close(gradients(compiled, model), expected)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("key", ["vit", "parallel_scaling", "parallel_things", "eva02", "cait"])
+def test_export(key, strict):
+    model = make(key)
+    with torch.no_grad():
+        expected = model(X)
+        program = torch.export.export(model, (X,), strict=strict)
+        assert torch.allclose(program.module()(X), expected, atol=1e-5)
+    assert set(program.state_dict) == set(model.state_dict())
+
+
+def test_onnx_in_onnxruntime(tmp_path):
+    import onnxruntime
+
+    model, path = make(), tmp_path / "model.onnx"
+    batch = torch.export.Dim("batch", min=1, max=16)
+    torch.onnx.export(model, (X,), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for x in (X, images(5)):
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert torch.allclose(torch.from_numpy(got), model(x), atol=1e-5)
+
+
+def test_trace():
+    model = make()
+    traced = torch.jit.trace(model, X)
+    y = images(2, seed=5)
+    assert torch.allclose(traced(y), model(y), atol=1e-6)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_script_is_refused_with_a_sentence(wrapped):
+    model = torch.nn.Sequential(make()) if wrapped else make()
+    with pytest.raises(RuntimeError, match=r"torch.jit.script cannot compile a NeuTRENO model.*torch.export"):
+        torch.jit.script(model)
