@@ -103,6 +103,12 @@ def test_watch_in_a_training_loop_changes_nothing():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in watched.modules())
 
 
+def test_measure_runs_without_dropout_whatever_the_mode():
+    model = build("vit", proj_drop_rate=0.5, drop_path_rate=0.5)
+    expected = token_similarity(model.eval(), [images()])
+    assert token_similarity(model.train(), [images()]) == expected
+
+
 def test_mode_is_put_back_module_by_module_even_after_an_error():
     model = build("vit").train()
     model.blocks[1].eval()
