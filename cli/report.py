@@ -20,6 +20,7 @@ img { display: block; max-width: 100%; height: auto; margin: 1rem auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; overflow-wrap: normal; }
 th, td { border: 1px solid #ccc; padding: 0.2rem 0.6rem; text-align: right; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 summary { cursor: pointer; }
 """

@@ -46,15 +46,13 @@ CANNOT = ("parallel_scaling", "diff_parallel", "parallel_things")  # no single a
 @pytest.mark.parametrize("host", [name for name in HOSTS if name not in CANNOT])
 def test_h_is_what_the_module_does_to_its_input(host):
     """H of every class, seen from outside: with one token A = 1, so the output is x H, plus biases, without norms."""
-    model = build(host)
-    block = find_blocks(model).blocks[-1]
-    attention = find_attention_output(block, 0)
-    value, output = attention_as_function(attention)
     x = torch.randn(5, C, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        expected = output(value(x)) - output(value(torch.zeros_like(x)))
-    H = update_matrices(block).sum(dim=0).float()
-    assert torch.allclose(x @ H, expected, atol=1e-4 * float(expected.abs().max()))
+    for block in find_blocks(build(host)).blocks:
+        value, output = attention_as_function(find_attention_output(block, 0))
+        with torch.no_grad():
+            expected = output(value(x)) - output(value(torch.zeros_like(x)))
+        H = update_matrices(block).sum(dim=0).float()
+        assert torch.allclose(x @ H, expected, atol=1e-4 * float(expected.abs().max()))
 
 
 def attention_as_function(attention):
