@@ -1,0 +1,77 @@
+"""scikit-learn's 1,797 real handwritten digits as a folder of images: train/<class>/, val/<class>/.
+
+Source: UCI "Optical Recognition of Handwritten Digits", 8x8 grey levels, carried by scikit-learn (no download).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+SIZE = 32  # pixels: 8x8 upscaled
+VAL_IMAGES = 397
+SPLIT_SEED = 0
+
+
+def default_directory() -> Path:
+    """Where the digits are kept between runs: $XDG_CACHE_HOME or ~/.cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "timm_neutreno" / "digits-32"
+
+
+def write_digits(directory: str | os.PathLike[str] | None = None) -> Path:
+    """Write the digits as 32x32 RGB PNGs, 1,400 in train/ and 397 in val/, always the same split.
+
+    A folder that is there already is taken as it is: it only ever appears complete.
+
+    Args:
+        directory: Where; the cache (`default_directory`) if left out.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ModuleNotFoundError: If scikit-learn is missing; the message says how to get it.
+    """
+    directory = Path(directory) if directory is not None else default_directory()
+    if directory.is_dir():
+        return directory
+    images, labels, in_val = _load_split()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
+    try:
+        _write_images(unfinished, images, labels, in_val)
+        unfinished.chmod(0o755)
+        os.rename(unfinished, directory)
+    except OSError:
+        if not directory.is_dir():  # else another process was faster, with the same images
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return directory
+
+
+def _load_split():
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'the embedded digits come with scikit-learn, which is missing: pip install "timm-neutreno[demo]"'
+        ) from error
+    digits = load_digits()
+    indices = list(range(len(digits.target)))
+    _, val = train_test_split(indices, test_size=VAL_IMAGES, random_state=SPLIT_SEED, stratify=digits.target)
+    return digits.images, digits.target, set(val)
+
+
+def _write_images(root: Path, images, labels, in_val: set[int]) -> None:
+    from PIL import Image
+
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = root / ("val" if index in in_val else "train") / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        grey = Image.fromarray((image * 255 / 16).round().astype("uint8"))  # levels are 0 to 16
+        grey.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB").save(folder / f"{index:04d}.png")

@@ -1,0 +1,105 @@
+"""Makes the embedded checkpoint from scratch: a plain softmax ViT on the digits' train split, about two minutes on 2 cores.
+
+    python -m timm_neutreno.demo.pretrain --output DIR     # compare with the one that is embedded
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import create_dataset, create_loader
+from timm.models import save_for_hf
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import random_seed
+
+from timm_neutreno.demo import digits
+from timm_neutreno.smoothing import token_similarity
+
+ARCHITECTURE = "vit_tiny_patch16_224"
+MODEL_ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 56, "depth": 12, "num_heads": 2, "num_classes": 10}
+INPUT = {"input_size": (3, 32, 32), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
+RECIPE = {
+    "seed": 0,
+    "epochs": 60,
+    "batch_size": 64,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "warmup_epochs": 5,
+    "drop_path_rate": 0.1,
+    "label_smoothing": 0.1,
+    "scale": (0.7, 1.0),
+    "ratio": (0.9, 1.1),
+}
+
+
+def loaders(root: Path):
+    """(train, val) loaders of normalised (B, 3, 32, 32) images and their classes."""
+    device = torch.device("cpu")
+    common = {"batch_size": RECIPE["batch_size"], "num_workers": 0, "persistent_workers": False, "device": device}
+    train = create_loader(
+        create_dataset("", root, split="train"), is_training=True, hflip=0.0, color_jitter=0.0,
+        scale=RECIPE["scale"], ratio=RECIPE["ratio"], **INPUT, **common,
+    )  # fmt: skip
+    return train, create_loader(create_dataset("", root, split="val"), **INPUT, **common)
+
+
+def train(model: torch.nn.Module, loader) -> None:
+    """RECIPE, in place."""
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=RECIPE["lr"], weight_decay=RECIPE["weight_decay"])
+    scheduler, _ = create_scheduler_v2(
+        optimizer, "cosine", num_epochs=RECIPE["epochs"], warmup_epochs=RECIPE["warmup_epochs"], warmup_lr=1e-6,
+        warmup_prefix=True, min_lr=1e-6, step_on_epochs=False, updates_per_epoch=len(loader),
+    )  # fmt: skip
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=RECIPE["label_smoothing"])
+    step = 0
+    for epoch in range(RECIPE["epochs"]):
+        model.train()
+        for images, targets in loader:
+            loss = criterion(model(images), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            scheduler.step_update(step)
+        print(f"epoch {epoch + 1}/{RECIPE['epochs']}  loss {loss.item():.3f}", file=sys.stderr, flush=True)
+
+
+@torch.inference_mode()
+def top1(model: torch.nn.Module, loader) -> float:
+    """Per cent of the loader's images."""
+    model.eval()
+    hits = [(model(images).argmax(1) == targets).float() for images, targets in loader]
+    return 100 * torch.cat(hits).mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the embedded checkpoint from scratch.")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder, for model.safetensors and config.json")
+    output = parser.parse_args().output
+    if output.exists():
+        parser.error(f"{output} exists; give a new folder")
+    random_seed(RECIPE["seed"])
+    train_loader, val_loader = loaders(digits.write_digits())
+    model = timm.create_model(ARCHITECTURE, drop_path_rate=RECIPE["drop_path_rate"], **MODEL_ARGS)
+    train(model, train_loader)
+    accuracy, similarity = top1(model, val_loader), token_similarity(model, val_loader)
+
+    cfg = {**INPUT, "num_classes": 10, "fixed_input_size": True, "tag": "digits", "license": "apache-2.0"}
+    model.pretrained_cfg = {**model.pretrained_cfg, **cfg}
+    record = {"recipe": RECIPE, "top1": accuracy, "similarity": similarity, "torch": torch.__version__}
+    save_for_hf(
+        model, str(output), model_args=MODEL_ARGS, safe_serialization=True,
+        model_config={"label_names": [str(i) for i in range(10)], "pretraining": record},
+    )  # fmt: skip
+    print(json.dumps({"top1": round(accuracy, 2), "similarity": [round(s, 3) for s in similarity]}))
+
+
+if __name__ == "__main__":
+    main()
