@@ -107,6 +107,13 @@ def test_dominating_eigenvalue_of_the_literal_update(low, high, smooths):
     assert bool(found.smooths) == smooths
 
 
+def test_directions_that_stay_as_they_are_do_not_smooth():
+    """With H negative or zero and A positive the largest is 1 + 0 * 1: nothing grows, so nothing takes over."""
+    found = dominating(torch.tensor([0.0, -0.5]), torch.tensor([1.0, 0.5]))
+    assert found.value.item() == 1
+    assert not found.smooths
+
+
 def test_dominating_eigenvalues_come_per_image_and_head():
     model = build("vit")
     for sign, smooths in ((1.0, True), (-1.0, False)):
