@@ -1,4 +1,4 @@
-"""The embedded default: real handwritten digits and a small ViT pretrained on them, so that a first run needs no network."""
+"""The embedded default: real handwritten digits and a small ViT pretrained on them; a first run needs no network."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Makes the embedded checkpoint from scratch: a plain softmax ViT on the digits' train split, about two minutes on 2 cores.
+"""Makes the embedded checkpoint from scratch: a plain softmax ViT on the digits' train split, in two minutes.
 
     python -m timm_neutreno.demo.pretrain --output DIR     # compare with the one that is embedded
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,9 +23,22 @@ from timm_neutreno.demo import digits
 from timm_neutreno.smoothing import token_similarity
 
 ARCHITECTURE = "vit_tiny_patch16_224"
-MODEL_ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 56, "depth": 12, "num_heads": 2, "num_classes": 10}
-INPUT = {"input_size": (3, 32, 32), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
-RECIPE = {
+MODEL_ARGS: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 56,
+    "depth": 12,
+    "num_heads": 2,
+    "num_classes": 10,
+}
+INPUT: dict[str, Any] = {
+    "input_size": (3, 32, 32),
+    "interpolation": "bicubic",
+    "mean": (0.5,) * 3,
+    "std": (0.5,) * 3,
+    "crop_pct": 1.0,
+}
+RECIPE: dict[str, Any] = {
     "seed": 0,
     "epochs": 60,
     "batch_size": 64,
@@ -42,12 +56,17 @@ RECIPE = {
 def loaders(root: Path):
     """(train, val) loaders of normalised (B, 3, 32, 32) images and their classes."""
     device = torch.device("cpu")
-    common = {"batch_size": RECIPE["batch_size"], "num_workers": 0, "persistent_workers": False, "device": device}
+    common: dict[str, Any] = {
+        "batch_size": RECIPE["batch_size"],
+        "num_workers": 0,
+        "persistent_workers": False,
+        "device": device,
+    }
     train = create_loader(
-        create_dataset("", root, split="train"), is_training=True, hflip=0.0, color_jitter=0.0,
+        create_dataset("", str(root), split="train"), is_training=True, hflip=0.0, color_jitter=0.0,
         scale=RECIPE["scale"], ratio=RECIPE["ratio"], **INPUT, **common,
     )  # fmt: skip
-    return train, create_loader(create_dataset("", root, split="val"), **INPUT, **common)
+    return train, create_loader(create_dataset("", str(root), split="val"), **INPUT, **common)
 
 
 def train(model: torch.nn.Module, loader) -> None:
@@ -81,7 +100,7 @@ def top1(model: torch.nn.Module, loader) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the embedded checkpoint from scratch.")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder, for model.safetensors and config.json")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder for model.safetensors, config.json")
     output = parser.parse_args().output
     if output.exists():
         parser.error(f"{output} exists; give a new folder")
@@ -92,7 +111,8 @@ def main() -> None:
     accuracy, similarity = top1(model, val_loader), token_similarity(model, val_loader)
 
     cfg = {**INPUT, "num_classes": 10, "fixed_input_size": True, "tag": "digits", "license": "apache-2.0"}
-    model.pretrained_cfg = {**model.pretrained_cfg, **cfg}
+    base: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    model.pretrained_cfg = {**base, **cfg}  # type: ignore[assignment]
     record = {"recipe": RECIPE, "top1": accuracy, "similarity": similarity, "torch": torch.__version__}
     save_for_hf(
         model, str(output), model_args=MODEL_ARGS, safe_serialization=True,
