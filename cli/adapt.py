@@ -1,0 +1,136 @@
+"""`neutreno adapt`: its options, and what it prints. The run itself is in adaptation.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Annotated, Any
+
+import typer
+
+from .config import RECIPES, AdaptConfig, Recipe
+from .errors import UsageError
+
+DATA, MODEL, FIDELITY, TRAIN, RUN = "Data", "Checkpoint", "Fidelity", "Training", "Run"
+GIVEN = {item.name for item in fields(Recipe)} - {"lr"}
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"timm-neutreno {version('timm-neutreno')}")
+        raise typer.Exit
+
+
+def option(help: str, panel: str, *names: str, **kwargs: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **kwargs)
+
+
+def adapt(
+    checkpoint: Annotated[str, option("demo, a timm name (deit_tiny), hf-hub:..., local-dir:..., a folder, or a file of weights.", MODEL)] = "demo",
+    arch: Annotated[str | None, option("timm name of a file's architecture, if the file does not say.", MODEL)] = None,
+    model_kwargs: Annotated[list[str] | None, option("key=value for the model's constructor; repeat.", MODEL)] = None,
+    img_size: Annotated[int | None, option("Another input size; the position embedding is resampled.", MODEL, min=1)] = None,
+    data: Annotated[str | None, option("Folder with train/ and val/, folder of class folders, or torch/..., hfds/..., wds/... (default: the embedded digits)", DATA)] = None,
+    data_dir: Annotated[str | None, option("Where a torch/, hfds/, wds/ or tfds/ source keeps its files.", DATA)] = None,
+    train_split: Annotated[str, option("Name of the train split of such a source.", DATA)] = "train",
+    val_split: Annotated[str, option("Name of its val split; or, for a folder without one, the part held out (0.1).", DATA)] = "validation",
+    num_classes: Annotated[int | None, option("For a source that does not say.", DATA, min=1)] = None,
+    skip_bad_images: Annotated[bool, option("Pass over unreadable images, and count them.", DATA, "--skip-bad-images")] = False,
+    workers: Annotated[int | None, option("Data loader processes. (default: one per core but one, at most 8)", DATA, min=0)] = None,
+    fidelity: Annotated[float | None, option("Weight of the fidelity term. (default: 0.6, or the checkpoint's own)", FIDELITY)] = None,
+    learnable_fidelity: Annotated[str | None, option("layer or head: learn it, starting at --fidelity.", FIDELITY)] = None,
+    fidelity_warmup: Annotated[float, option("Epochs over which it rises from 0.", FIDELITY)] = 0.0,
+    control: Annotated[bool, option("Also fine-tune the same checkpoint at fidelity 0.", TRAIN)] = True,
+    recipe: Annotated[str | None, option(f"{', '.join(RECIPES)}. The options below change it.", TRAIN)] = None,
+    epochs: Annotated[int | None, option("Passes over the train images. (default: the recipe's)", TRAIN, min=1)] = None,
+    batch_size: Annotated[int | None, option("Images per step.", TRAIN, min=1)] = None,
+    lr: Annotated[float | None, option("Peak learning rate. (default: the recipe's, scaled to the batch)", TRAIN)] = None,
+    min_lr: Annotated[float | None, option("Learning rate at the end.", TRAIN)] = None,
+    weight_decay: Annotated[float | None, option("AdamW's; biases, norms and fidelities have none.", TRAIN)] = None,
+    warmup_epochs: Annotated[int | None, option("Of the learning rate; at most a fifth of the epochs.", TRAIN, min=0)] = None,
+    layer_decay: Annotated[float | None, option("Learning rate of a block, as a factor of the next block's.", TRAIN)] = None,
+    drop_path: Annotated[float | None, option("Stochastic depth rate of the last block.", TRAIN)] = None,
+    smoothing: Annotated[float | None, option("Label smoothing.", TRAIN)] = None,
+    mixup: Annotated[float | None, option("Mixup alpha; 0 for none.", TRAIN)] = None,
+    cutmix: Annotated[float | None, option("CutMix alpha; 0 for none.", TRAIN)] = None,
+    random_erasing: Annotated[float | None, option("Probability of erasing a rectangle.", TRAIN)] = None,
+    auto_augment: Annotated[str | None, option("timm's policy string, such as rand-m9-mstd0.5-inc1.", TRAIN)] = None,
+    color_jitter: Annotated[float | None, option("Strength of colour jitter.", TRAIN)] = None,
+    hflip: Annotated[float | None, option("Probability of mirroring an image.", TRAIN)] = None,
+    crop_scale: Annotated[float | None, option("Smallest part of an image that a random crop keeps.", TRAIN)] = None,
+    clip_grad: Annotated[float | None, option("Largest gradient norm; 0 for any.", TRAIN)] = None,
+    limit_batches: Annotated[int | None, option("At most so many batches per epoch, of train and of val.", TRAIN, min=1)] = None,
+    device: Annotated[str | None, option("cpu, cuda, ... (default: cuda if there is one)", RUN)] = None,
+    amp: Annotated[bool | None, option("bfloat16 autocast. (default: where CUDA has it)", RUN, "--amp/--no-amp")] = None,
+    seed: Annotated[int, option("Of data order, augmentation, dropout and a new head.", RUN)] = 0,
+    output: Annotated[str | None, option("Folder of the run, never overwritten. (default: runs/<time>-<model>)", RUN)] = None,
+    quiet: Annotated[bool, option("Only the result.", RUN, "--quiet", "-q")] = False,
+    as_json: Annotated[bool, option("The result as one JSON document on stdout.", RUN, "--json")] = False,
+    version: Annotated[bool, option("Print the version.", RUN, "--version", callback=show_version, is_eager=True)] = False,
+) -> None:  # fmt: skip
+    """Fine-tune a pretrained checkpoint into a NeuTRENO model, and compare it with a control.
+
+    Exit codes: 0 done, 2 usage, 3 data, 4 checkpoint or model, 5 Hub, 6 output cannot be written, 7 training failed,
+    130 interrupted, 1 anything else.
+    """
+    values = locals()
+    settings = {name: values[name] for name in GIVEN if values[name] is not None}
+    config = AdaptConfig(
+        **{item.name: values[item.name] for item in fields(AdaptConfig) if item.name in values} | {
+            "model_kwargs": parse_model_kwargs(model_kwargs or []),
+            "settings": settings,
+            "json": as_json,
+            **val_options(val_split),
+        }
+    )  # fmt: skip
+    from .adaptation import run
+
+    print_result(run(config), as_json)
+
+
+def val_options(val_split: str) -> dict[str, Any]:
+    """--val-split is a name, or a fraction for a folder without a split."""
+    try:
+        return {"val_fraction": float(val_split), "val_split": "validation"}
+    except ValueError:
+        return {"val_split": val_split}
+
+
+def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:
+    """key=value with YAML values: embed_dim=64, qk_norm=true.
+
+    Raises:
+        UsageError: If a pair has no =, or its value is not YAML.
+    """
+    import yaml
+
+    parsed = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            sign = ""
+        if not sign or not key.isidentifier():
+            raise UsageError(f"--model-kwargs takes key=value, such as embed_dim=64, got {pair!r}.")
+    return parsed
+
+
+def print_result(document: dict[str, Any], as_json: bool) -> None:
+    """The result on stdout: one JSON document, or the table, the verdict and how to load the model."""
+    from .summary import load_lines
+
+    if as_json:
+        print(json.dumps({key: value for key, value in document.items() if key != "table"}))
+        return
+    print(f"\n{document['table']}\n")
+    for sentence in document["verdict"]:
+        print(sentence)
+    if document["skipped_images"]:
+        print(f"Unreadable images were passed over {document['skipped_images']} times.")
+    print(f"\n{document['seconds']:.0f} s. Model, checkpoints and plot: {document['output']}. Load it with:\n")
+    print("\n".join(load_lines(document["output"])))
+
+

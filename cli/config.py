@@ -1,0 +1,124 @@
+"""The settings of `neutreno adapt`. Defaults live here and nowhere else; the command line and args.yaml read them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Every value can be set on the command line.
+
+    `lr` is for a batch of 512 images and scales linearly with the batch; --lr sets the final value instead.
+    """
+
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 5e-4
+    min_lr: float = 1e-6
+    weight_decay: float = 0.05
+    warmup_epochs: int = 3
+    layer_decay: float = 0.9
+    drop_path: float = 0.1
+    smoothing: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    random_erasing: float = 0.0
+    auto_augment: str = ""
+    color_jitter: float = 0.4
+    hflip: float = 0.5
+    crop_scale: float = 0.35  # smallest part of an image that a random crop keeps
+    clip_grad: float = 1.0
+
+
+RECIPES = {
+    "finetune": Recipe(),
+    # DeiT's own recipe (facebookresearch/deit main.py), for a third of its 300 epochs: the paper's NeuTRENO Adaptation
+    "deit": Recipe(
+        epochs=100, batch_size=256, min_lr=1e-5, warmup_epochs=5, layer_decay=1.0, mixup=0.8, cutmix=1.0,
+        random_erasing=0.25, auto_augment="rand-m9-mstd0.5-inc1", crop_scale=0.08, clip_grad=0.0,
+    ),
+    # the embedded digits: a mirrored or heavily cropped digit is another digit
+    "digits": Recipe(
+        epochs=20, batch_size=100, lr=4e-3, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
+        color_jitter=0.0, hflip=0.0, crop_scale=0.8,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdaptConfig:
+    """What one run is asked to do. None means: not given, found out from the checkpoint, the data or the recipe."""
+
+    checkpoint: str = "demo"
+    arch: str | None = None
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    data_dir: str | None = None
+    train_split: str = "train"
+    val_split: str = "validation"
+    val_fraction: float = 0.1
+    num_classes: int | None = None
+    skip_bad_images: bool = False
+    fidelity: float | None = None
+    learnable_fidelity: str | None = None
+    fidelity_warmup: float = 0.0
+    control: bool = True
+    recipe: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # values of the recipe that were given
+    lr: float | None = None
+    img_size: int | None = None
+    limit_batches: int | None = None
+    workers: int | None = None
+    device: str | None = None
+    amp: bool | None = None
+    seed: int = 0
+    output: str | None = None
+    quiet: bool = False
+    json: bool = False
+
+
+def resolve_recipe(config: AdaptConfig) -> Recipe:
+    """The named recipe (or the one that fits the data) with the given values put in.
+
+    Raises:
+        UsageError: If the name is unknown or a value makes no sense.
+    """
+    name = config.recipe or ("digits" if config.data in (None, "demo") else "finetune")
+    if name not in RECIPES:
+        raise UsageError(f"unknown recipe {name!r}. Choose from: {', '.join(RECIPES)}.")
+    recipe = replace(RECIPES[name], **config.settings)
+    for item in fields(recipe):
+        value = getattr(recipe, item.name)
+        if isinstance(value, float) and (not math.isfinite(value) or value < 0):
+            raise UsageError(f"--{item.name.replace('_', '-')} must be a finite number of at least 0, got {value}.")
+    if recipe.epochs < 1 or recipe.batch_size < 1:
+        raise UsageError("--epochs and --batch-size must be at least 1.")
+    return replace(recipe, warmup_epochs=min(recipe.warmup_epochs, recipe.epochs // 5))
+
+
+def check_config(config: AdaptConfig) -> None:
+    """Refuse what can be refused before anything is loaded.
+
+    Raises:
+        UsageError: With the option's name and what it takes.
+    """
+    if config.fidelity is not None and not math.isfinite(config.fidelity):
+        raise UsageError(f"--fidelity must be a finite number such as 0.6, got {config.fidelity}.")
+    if not 0 <= config.fidelity_warmup < math.inf:
+        raise UsageError(f"--fidelity-warmup must be a number of epochs of at least 0, got {config.fidelity_warmup}.")
+    if config.learnable_fidelity not in (None, "layer", "head"):
+        raise UsageError(f"--learnable-fidelity takes layer or head, got {config.learnable_fidelity!r}.")
+    if not 0 < config.val_fraction < 1:
+        raise UsageError(f"--val-fraction must be between 0 and 1, got {config.val_fraction}.")
+
+
+def as_dict(config: AdaptConfig, recipe: Recipe) -> dict[str, Any]:
+    """Everything that decides the run, for args.yaml."""
+    values = asdict(config)
+    values.pop("settings")
+    return {**values, "recipe": {"name": values["recipe"], **asdict(recipe)}}

@@ -1,0 +1,59 @@
+"""The commands, and the one place where errors become a sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from .adapt import adapt, show_version
+from .errors import CliError, one_line
+
+
+Version = Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")]
+
+
+def options(version: Version = False) -> None:
+    """NeuTRENO attention for any pretrained timm Vision Transformer."""
+
+
+SETTINGS = {"context_settings": {"help_option_names": ["-h", "--help"]}}
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, **SETTINGS)
+app.callback()(options)
+app.command()(adapt)
+
+adapt_app = typer.Typer(pretty_exceptions_enable=False, **SETTINGS)
+adapt_app.command()(adapt)
+
+
+def run(commands: typer.Typer) -> None:
+    """Run a command line. NEUTRENO_DEBUG=1 shows the traceback behind an error."""
+    try:
+        commands()
+    except CliError as error:
+        if os.environ.get("NEUTRENO_DEBUG"):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("NEUTRENO_DEBUG"):
+            raise
+        print(
+            f"error: unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of timm-neutreno: run again "
+            "with NEUTRENO_DEBUG=1 and report the traceback.",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+def main() -> None:
+    """`neutreno`."""
+    run(app)
+
+
+def adapt_main() -> None:
+    """`neutreno-adapt`: the same as `neutreno adapt`."""
+    run(adapt_app)
