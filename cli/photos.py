@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import DataError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -16,13 +18,13 @@ def find_photos(folder: Path, limit: int | None = None) -> list[Path]:
     """The images below the folder: `limit` of them, evenly spread over all by name, so that no class is left out.
 
     Raises:
-        ValueError: If it is no folder, or holds no images.
+        DataError: If it is no folder, or holds no images.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give a folder of images.")
+        raise DataError(f"{folder} is not a folder; give a folder of images.")
     photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not photos:
-        raise ValueError(f"there are no images ({', '.join(sorted(SUFFIXES))}) in {folder} or below it.")
+        raise DataError(f"there are no images ({', '.join(sorted(SUFFIXES))}) in {folder} or below it.")
     count = min(limit or len(photos), len(photos))
     return [photos[i * len(photos) // count] for i in range(count)]
 
@@ -31,7 +33,7 @@ def photo_batches(photos: Sequence[Path], model: nn.Module, batch_size: int = 25
     """(B, 3, height, width) float32, with the model's own evaluation transform.
 
     Raises:
-        ValueError: If an image cannot be read.
+        DataError: If an image cannot be read.
     """
     import torch
     from timm.data import create_transform, resolve_data_config
@@ -49,4 +51,4 @@ def _open(path: Path):
     try:
         return Image.open(path).convert("RGB")
     except OSError as error:
-        raise ValueError(f"cannot read the image {path}: {error}. Remove or replace it.") from None
+        raise DataError(f"cannot read the image {path}: {error}. Remove or replace it.") from None

@@ -113,5 +113,5 @@ def compare(result: Smoothing, reference: Smoothing, metric: str) -> str:
     higher = sum(d > 0 for d in differences)
     return (
         f"Compared with {reference.model}, {result.model} is lower in {lower} and higher in {higher} of "
-        f"{len(differences)} layers, by {sum(differences) / len(differences):+.3g} on average."
+        f"{len(differences)} layers (mean difference {sum(differences) / len(differences):+.3g})."
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hosts import build
 from PIL import Image
+from timm_neutreno_cli.errors import DataError
 from timm_neutreno_cli.photos import find_photos, photo_batches
 
 
@@ -37,10 +38,10 @@ def test_batches_are_normalised_as_the_model_says(folder):
 
 
 def test_wrong_folders_and_images_are_named(tmp_path):
-    with pytest.raises(ValueError, match="nowhere is not a folder"):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
         find_photos(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"there are no images \(\.bmp"):
+    with pytest.raises(DataError, match=r"there are no images \(\.bmp"):
         find_photos(tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(ValueError, match=r"cannot read the image .*broken\.jpg"):
+    with pytest.raises(DataError, match=r"cannot read the image .*broken\.jpg"):
         list(photo_batches(find_photos(tmp_path), build("vit")))

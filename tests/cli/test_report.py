@@ -53,7 +53,7 @@ def test_sentences_say_what_the_numbers_do():
         "plain goes from 0.1 in layer 1 to 0.5 in layer 3; its highest is 0.9 in layer 2, its lowest 0.1 in layer 1."
     )
     assert compare(BETTER, PLAIN, "block_similarity") == (
-        "Compared with plain, better is lower in 2 and higher in 0 of 3 layers, by -0.217 on average."
+        "Compared with plain, better is lower in 2 and higher in 0 of 3 layers (mean difference -0.217)."
     )
     assert "another number of layers" in compare(result("deep", [0.1] * 4), PLAIN, "block_similarity")
 
