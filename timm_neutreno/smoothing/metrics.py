@@ -75,19 +75,19 @@ METRICS |= {
     "gradient_cosine": Metric(
         "heads",
         heads.gradient_cosine,
-        "Cosine of symmetric and asymmetric gradient of J",
+        "Cosine of symmetric and\nasymmetric gradient of J",
         "1 means that attention with queries and keys goes the same way as the symmetric attention of the theory.",
     ),
     "head_similarity": Metric(
         "heads",
         heads.head_similarity,
-        "Mean cosine similarity of a layer's attention maps",
+        "Mean cosine similarity of\na layer's attention maps",
         "1 means that all heads of the layer attend alike.",
     ),
     "map_cosine": Metric(
         "layers",
         heads.map_cosine,
-        "Cosine of attention maps, layer and next layer",
+        "Cosine of attention maps,\nlayer and next layer",
         "1 means that a layer attends as the one before it did, head by head; one value fewer than layers.",
     ),
 }
