@@ -103,6 +103,17 @@ def test_watch_in_a_training_loop_changes_nothing():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in watched.modules())
 
 
+@pytest.mark.parametrize("patched", [False, True])
+def test_recomputed_layers_of_a_checkpoint_do_not_change_the_means(patched):
+    model = timm_neutreno.patch(build("vit")) if patched else build("vit")
+    expected = measure(model, [images()], list(METRICS)).values
+    model.train().set_grad_checkpointing()
+    with watch(model, list(METRICS)) as seen:
+        model(images()).sum().backward()
+    for name, values in seen.result().values.items():
+        assert values == pytest.approx(expected[name], rel=1e-5), name
+
+
 def test_measure_runs_without_dropout_whatever_the_mode():
     model = build("vit", proj_drop_rate=0.5, drop_path_rate=0.5)
     expected = token_similarity(model.eval(), [images()])

@@ -24,7 +24,7 @@ class Recorder:
         self.images = 0
         lengths = {m: num_layers - (METRICS[m].of == "layers") for m in metrics}
         self._totals: dict[str, list[list[Tensor]]] = {m: [[] for _ in range(lengths[m])] for m in metrics}
-        self._previous: Call | None = None  # of the layer before, for metrics of two layers
+        self._previous: tuple[int, Call] | None = None  # layer and call, for metrics of two layers
 
     def add(self, metric: str, layer: int, values: Tensor) -> None:
         """Add one batch: `values`, (B,) float64. Stays on the device, so that nothing waits for it."""
@@ -76,7 +76,8 @@ def watch(model: nn.Module, metrics: Iterable[str] = SIMILARITIES, *, name: str 
                 model(images)
         print(seen.result().values["block_similarity"])
 
-    The model's mode, gradients and autocast are left as they are; dropout is measured too if it is on.
+    The model's mode, gradients and autocast are left as they are; dropout is measured too if it is on. A block that
+    gradient checkpointing runs a second time counts a second time, which leaves the means as they are.
 
     Args:
         model: A timm ViT-like model, patched or not.
@@ -132,9 +133,9 @@ def _add_heads(recorder: Recorder, names: list[str], layer: int, module: nn.Modu
     for name in names:
         if METRICS[name].of == "heads":
             recorder.add(name, layer, METRICS[name].compute(call))
-        elif layer and previous:
-            recorder.add(name, layer - 1, METRICS[name].compute(call, previous))
-    recorder._previous = call
+        elif previous and previous[0] == layer - 1:  # not so when a checkpoint recomputes layers backwards
+            recorder.add(name, layer - 1, METRICS[name].compute(call, previous[1]))
+    recorder._previous = layer, call
 
 
 def measure(
