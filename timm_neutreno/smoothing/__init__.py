@@ -11,11 +11,12 @@ weights, `dynamics` repeats one layer's update, `efficiency` counts what NeuTREN
 from . import dynamics, tokens
 from .cost import efficiency
 from .maps import attention_maps, plot_attention_maps
-from .measure import measure, token_similarity, watch
+from .measure import measure, token_similarity
 from .metrics import METRICS, SIMILARITIES
-from .plots import plot_similarity
+from .plots import plot_similarity, plot_spectra
 from .result import Smoothing, plot_results
-from .spectra import dominating, dominating_eigenvalues, plot_spectra, spectrum
+from .spectra import dominating, dominating_eigenvalues, spectrum
+from .watch import watch
 
 __all__ = [
     "METRICS",

@@ -86,7 +86,8 @@ def plot_attention_maps(
         axes.set_title(f"layer {row + 1}, head {head + 1}", fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.suptitle(title, fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=10)
     figure.supxlabel("attended token", fontsize=9)
     figure.supylabel("attending token", fontsize=9)
     save_figure(figure, path)

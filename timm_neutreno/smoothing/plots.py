@@ -8,6 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .spectra import Spectrum
 
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), without yellow, dark ones first
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -81,5 +85,44 @@ def plot_similarity(
     if title:
         axes.set_title(title)
     # below the axes: model names are long, and no curve is covered
+    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
+    save_figure(figure, path)
+
+
+def plot_spectra(spectra: Mapping[str, Sequence[Spectrum]], path: str | Path, *, bins: int = 60) -> None:
+    """Plot the distribution of the real parts of H's eigenvalues over all layers, a curve per model.
+
+    Args:
+        spectra: Name for the legend -> what `spectrum` returns.
+        path: Where to write; the ending (.png, .svg, .pdf) is the format.
+        bins: Of the histogram.
+
+    Raises:
+        ValueError: If there is nothing to plot, or the format is unknown.
+    """
+    import torch
+    from matplotlib.figure import Figure
+
+    path = check_path(path)
+    parts = {name: torch.cat([layer.layer.real for layer in layers]) for name, layers in spectra.items() if layers}
+    if not parts:
+        raise ValueError("nothing to plot: give at least one model's spectrum.")
+    everything = torch.cat(list(parts.values()))
+    edges = torch.linspace(float(everything.min()), float(everything.max()) + 1e-12, bins + 1, dtype=torch.float64)
+    figure = Figure(figsize=(6.4, 4.0))
+    axes = figure.add_subplot()
+    for index, (name, values) in enumerate(parts.items()):
+        density = torch.histogram(values, edges, density=True).hist
+        axes.stairs(
+            density.numpy(),
+            edges.numpy(),
+            label=name,
+            color=COLORS[index % len(COLORS)],
+            linestyle=DASHES[index % len(DASHES)],
+            linewidth=1.6,
+        )
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    axes.set_xlabel("Real part of the eigenvalues of $W_V W_{proj}$, all layers")
+    axes.set_ylabel("Density")
     figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
     save_figure(figure, path)

@@ -11,8 +11,6 @@ Shapes: C channels, H heads, D channels per head, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +18,6 @@ from torch import Tensor, nn
 
 from ..support import UnsupportedModelError, class_path
 from .layers import find_attention_output, find_blocks, timm_class
-from .plots import COLORS, DASHES, check_path, save_figure
 
 IS_ONE = 1e-6  # how near to 1 an eigenvalue of A counts as the eigenvalue of constant tokens
 
@@ -184,41 +181,3 @@ def dominating_eigenvalues(model: nn.Module, images: Tensor, *, fold_norm: bool 
         heads = torch.cat([layer.heads, zero], dim=1)
         result.append(dominating(heads, torch.linalg.eigvals(maps.double())))
     return result
-
-
-def plot_spectra(spectra: Mapping[str, Sequence[Spectrum]], path: str | Path, *, bins: int = 60) -> None:
-    """Plot the distribution of the real parts of H's eigenvalues over all layers, a curve per model.
-
-    Args:
-        spectra: Name for the legend -> what `spectrum` returns.
-        path: Where to write; the ending (.png, .svg, .pdf) is the format.
-        bins: Of the histogram.
-
-    Raises:
-        ValueError: If there is nothing to plot, or the format is unknown.
-    """
-    from matplotlib.figure import Figure
-
-    path = check_path(path)
-    parts = {name: torch.cat([layer.layer.real for layer in layers]) for name, layers in spectra.items() if layers}
-    if not parts:
-        raise ValueError("nothing to plot: give at least one model's spectrum.")
-    everything = torch.cat(list(parts.values()))
-    edges = torch.linspace(float(everything.min()), float(everything.max()) + 1e-12, bins + 1, dtype=torch.float64)
-    figure = Figure(figsize=(6.4, 4.0))
-    axes = figure.add_subplot()
-    for index, (name, values) in enumerate(parts.items()):
-        density = torch.histogram(values, edges, density=True).hist
-        axes.stairs(
-            density.numpy(),
-            edges.numpy(),
-            label=name,
-            color=COLORS[index % len(COLORS)],
-            linestyle=DASHES[index % len(DASHES)],
-            linewidth=1.6,
-        )
-    axes.axvline(0, color="0.6", linewidth=0.8)
-    axes.set_xlabel("Real part of the eigenvalues of $W_V W_{proj}$, all layers")
-    axes.set_ylabel("Density")
-    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
-    save_figure(figure, path)
