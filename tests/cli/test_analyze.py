@@ -79,16 +79,24 @@ def test_a_saved_model_is_measured_as_itself(photos, tmp_path):
         assert document["results"][0]["values"][metric] == pytest.approx(values, abs=1e-6)
 
 
-def test_every_metric_and_part_on_a_file(photos, tmp_path):
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=3)
-    torch.save(model.state_dict(), tmp_path / "model.pth")
-    out = tmp_path / "report"
-    run(tmp_path / "model.pth", "--arch", PLAIN, "--data", photos, "--images", 1, "--output", out, "--metrics", "all")
+def test_every_metric_and_part(photos, tmp_path):
+    out, model = tmp_path / "report", small("neutreno_vit_tiny_patch16_224")
+    timm_neutreno.hub.save_pretrained(model, tmp_path / "run", data_config={"input_size": (3, 32, 32)})
+    run(tmp_path / "run", "--data", photos, "--images", 1, "--output", out, "--metrics", "all")
     document = json.loads((out / "results.json").read_text())
     assert set(document["results"][0]["values"]) == set(METRICS)
-    assert document["cost"].popitem()[1]["flops_added_per_image"] == 3 * 11 * 197 * 192
+    assert document["cost"]["run"]["flops_added_per_image"] == 3 * 3 * 17 * 48
     assert (out / "plots" / "maps_1.png").exists()
     assert (out / "report.html").read_text().count("<h2>") == len(METRICS) + 3
+
+
+def test_a_file_that_does_not_say_what_it_is(photos, tmp_path):
+    model = timm.create_model(PLAIN, num_classes=3).eval()
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    arguments = ["--arch", PLAIN, "--data", photos, "--images", 1, "--metrics", "block_similarity", "--json"]
+    document = json.loads(run(tmp_path / "model.pth", *arguments, "--output", tmp_path / "report"))
+    expected = measure(model, photo_batches(find_photos(photos, 1), model)).values["block_similarity"]
+    assert document["results"][0]["values"]["block_similarity"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_groups_and_names_keep_the_order_of_the_table():
