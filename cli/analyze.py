@@ -23,8 +23,9 @@ GROUPS = ("similarity", "tokens", "heads", "all")
 DEFAULT = ("similarity", "spectra")
 SMOOTHING = (
     "In a deep Vision Transformer the tokens of an image can grow alike from layer to layer: over-smoothing. The plots "
-    "show how far that goes, layer by layer, as the mean over images. Whether it harms is another question: read them "
-    "beside the accuracy."
+    "show how far that goes, layer by layer, as the mean over images. Block outputs are the tokens after a block; "
+    "attention outputs are what its attention adds to them. Whether smoothing harms is another question: read the "
+    "plots beside the accuracy."
 )
 
 
