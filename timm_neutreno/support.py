@@ -5,6 +5,7 @@ Look-up is by exact class: a subclass may have another forward, and is refused r
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,10 +13,11 @@ from torch import nn
 from .blocks import BLOCK_KINDS
 from .projections import RECIPES
 
-CHANGES_SHAPE = "never: values are windowed or pooled and change shape between stages, so the first ones fit no later layer"
+CHANGES_SHAPE = "never: values are windowed or pooled and change shape between stages: the first fit no later layer"
 NOT_TOKENS = "never: has no self-attention over tokens, so there are no values to stay close to"
+INSIDE_CONV = "never: its few attention layers sit in convolution stages, and their values change shape between stages"
 
-# module of the model's class in timm -> why its models are refused
+# module of the model's class in timm -> why its models are refused, even where their blocks are of a known class
 REASONS = {
     "timm.models.xcit": "never: attends over channels, so no token has a value of its own to stay close to",
     "timm.models.crossvit": "not yet: two token sequences of different width take turns",
@@ -34,6 +36,22 @@ REASONS = {
             )
         ),
         CHANGES_SHAPE,
+    ),
+    **dict.fromkeys(
+        (f"timm.models.{name}" for name in ("byobnet", "cpubone", "csatv2", "mobilenetv5")), INSIDE_CONV
+    ),
+    **dict.fromkeys(
+        (
+            f"timm.models.{name}"
+            for name in (
+                "convmixer", "convnext", "cspnet", "cspnext", "densenet", "dla", "dpn", "efficientnet", "efficientvim",
+                "fasternet", "ghostnet", "hgnet", "hrnet", "inception_next", "inception_resnet_v2", "inception_v3",
+                "inception_v4", "lcnetv2", "mambaout", "mlp_mixer", "mobilenetv3", "nasnet", "nfnet", "pnasnet",
+                "rdnet", "regnet", "repghost", "repvit", "resnest", "resnet", "resnetv2", "rexnet", "selecsls", "senet",
+                "sequencer", "starnet", "tresnet", "vgg", "vovnet", "xception", "xception_aligned",
+            )
+        ),
+        NOT_TOKENS,
     ),
 }  # fmt: skip
 
@@ -87,14 +105,29 @@ def check_support(model: nn.Module) -> list[LayerSupport]:
     Returns:
         One entry per attention layer or, for a model without layers of a known kind, one for the model.
     """
-    wrapper = _known_wrapper(model)
-    if wrapper:
-        return [LayerSupport("", class_path(model), False, wrapper)]
+    wrapped = [(name, m, reason) for name, m in model.named_modules() if (reason := _known_wrapper(m))]
+    if wrapped:
+        return [LayerSupport(name, class_path(module), False, reason) for name, module, reason in wrapped]
     owners = find_layers(model)
     if not owners:
         return [LayerSupport("", class_path(model), False, _reason(model))]
     names = {module: name for name, module in model.named_modules()}
-    return [entry for owner in owners for block in owner.blocks for entry in _check_block(block, owner, names)]
+    entries = []
+    for owner in owners:
+        family = _family_around(owner, model)
+        for block in owner.blocks:
+            refused = [LayerSupport(names[block], class_path(block), False, family)]
+            entries += refused if family else _check_block(block, owner, names)
+    return entries
+
+
+def _family_around(owner: nn.Module, model: nn.Module) -> str:
+    """Why the timm family that `owner` is a part of is refused: PiT's stages are made of plain ViT blocks."""
+    for module in model.modules():
+        reason = REASONS.get(type(module).__module__)
+        if reason and any(inner is owner for inner in module.modules()):
+            return reason
+    return ""
 
 
 def _check_block(block: nn.Module, owner: nn.Module, names: dict[nn.Module, str]) -> list[LayerSupport]:
@@ -110,11 +143,10 @@ def _check_block(block: nn.Module, owner: nn.Module, names: dict[nn.Module, str]
 
 def _reason(owner: nn.Module, layer: nn.Module | None = None) -> str:
     """The family's reason, or what is unknown about the layer."""
-    family = REASONS.get(type(owner).__module__)
-    if family:
-        return family
     if layer is None:
-        return NOT_TOKENS if type(owner).__module__.startswith("timm.") else "not yet: has no `blocks` of a known class"
+        inside_timm = type(owner).__module__.startswith("timm.")  # a model of timm, or its wrapper around one
+        families = [REASONS[m] for m in (type(m).__module__ for m in owner.modules()) if m in REASONS]
+        return families[0] if inside_timm and families else "not yet: has no `blocks` of a known class"
     known = [c for c in (*RECIPES, *BLOCK_KINDS) if isinstance(layer, c)]
     if known:
         return f"not yet: a subclass of {known[0].__name__} may compute something else; only the exact class is known"
@@ -130,6 +162,9 @@ def _known_wrapper(model: nn.Module) -> str:
         return "not yet: is compiled; patch first, then torch.compile"
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return "not yet: is wrapped for several devices; patch first, then wrap (model.module is the model)"
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # torch may be built without; imported if anything is sharded
+    if fsdp and isinstance(model, fsdp.FSDPModule):
+        return "not yet: is sharded; patch first, then fully_shard"
     return ""
 
 
@@ -139,14 +174,15 @@ def check_patchable(model: nn.Module) -> None:
     refused = [entry for entry in entries if not entry.supported]
     if not refused and len(entries) > 1:
         return
-    lines = [str(entry) for entry in refused] or ["(the model)  has a single attention layer, and the first is unchanged"]
+    single = "(the model)  has a single attention layer, and the first is unchanged"
+    lines = [str(entry) for entry in refused] or [single]
     reasons = {entry.reason for entry in refused}
     if len(reasons) == 1 and len(lines) > 3:  # one cause: the first layers stand for all
         lines = [*lines[:2], f"({len(lines) - 2} more like this)"]
     raise UnsupportedModelError(
         f"cannot apply NeuTRENO to {_model_name(model)}:\n"
         + "".join(f"  {line}\n" for line in lines)
-        + "timm_neutreno.supported_models() lists the timm models that work; check_support(model) answers layer by layer."
+        + "timm_neutreno.supported_models() lists the timm models that work; check_support(model) answers by layer."
     )
 
 
