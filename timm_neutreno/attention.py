@@ -23,12 +23,13 @@ class FidelityMix:
 
     Args:
         v0: The first layer's values, (B, H, N, D); None in the first layer, where the mix records them as `v`.
-        fidelity: The layer's fidelity; None in the first layer.
+        holder: The module that holds the layer's fidelity; None in the first layer. The fidelity is read in the call,
+            inside that module's forward: outside it, a learnable one may be a shard (FSDP2).
     """
 
-    def __init__(self, v0: Tensor | None, fidelity: float | Tensor | None):
+    def __init__(self, v0: Tensor | None, holder: nn.Module | None):
         self.v0 = v0
-        self.fidelity = fidelity
+        self.holder = holder
         self.v: Tensor | None = None
 
     def __call__(self, u: Tensor, v: Tensor) -> Tensor:
@@ -38,10 +39,10 @@ class FidelityMix:
         if self.v0.shape != v.shape and not torch.jit.is_tracing():
             raise RuntimeError(
                 f"NeuTRENO needs the values of every layer in one shape: the first layer's are {tuple(self.v0.shape)}, "
-                f"this layer's {tuple(v.shape)} (batch, heads, tokens, channels). Tokens or images were dropped, merged "
-                "or added between the blocks, or the blocks were called on another input than the first one."
+                f"this layer's {tuple(v.shape)} (batch, heads, tokens, channels). Tokens or images were dropped, "
+                "merged or added between the blocks, or the blocks were called on another input than the first one."
             )
-        return add_fidelity_term(u, v, self.v0, self.fidelity)
+        return add_fidelity_term(u, v, self.v0, self.holder.fidelity)  # type: ignore[union-attr, arg-type]
 
 
 def neutreno_attention(module: nn.Module, recipe: Recipe, mix: Mix, x: Tensor, *args, **kwargs) -> Tensor:

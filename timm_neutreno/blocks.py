@@ -72,7 +72,7 @@ class WindowMix:
         if self.mix.v0 is None:
             self.mix.v = self._to_image(v)
             return u
-        return FidelityMix(self._to_windows(self.mix.v0, v.shape[1]), self.mix.fidelity)(u, v)
+        return FidelityMix(self._to_windows(self.mix.v0, v.shape[1]), self.mix.holder)(u, v)
 
     def _to_image(self, v: Tensor) -> Tensor:
         tokens = v.transpose(1, 2).flatten(2)

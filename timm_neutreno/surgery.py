@@ -53,7 +53,7 @@ class NeutrenoBlock:
         kind = BLOCK_KINDS[self.timm_class]
         if not self.is_first:
             holders = kind.attentions(self)  # type: ignore[arg-type]
-            mixes = [FidelityMix(value, holder.fidelity) for value, holder in zip(v0, holders, strict=True)]
+            mixes = [FidelityMix(value, holder) for value, holder in zip(v0, holders, strict=True)]
             return kind.run(self, self.timm_class, mixes, x, *args, **kwargs)
         mixes = [FidelityMix(None, None) for _ in kind.attentions(self)]  # type: ignore[arg-type]
         y = kind.run(self, self.timm_class, mixes, x, *args, **kwargs)
@@ -118,7 +118,7 @@ def neutreno_class(mixin: type, timm_class: type[nn.Module]) -> type:
     """The NeuTRENO subclass of a timm class. Carries no state; pickles by name of its parents."""
 
     def __reduce_ex__(self, protocol):
-        _, args, *rest = timm_class.__reduce_ex__(self, protocol)
+        _, _, *rest = timm_class.__reduce_ex__(self, protocol)
         return _rebuild, (mixin, timm_class), *rest
 
     name = f"Neutreno{timm_class.__name__}"
@@ -246,5 +246,5 @@ def fidelity_holders(owner: nn.Module) -> list[nn.Module]:
 def _patched_owners(model: nn.Module) -> list[nn.Module]:
     owners = [module for module in model.modules() if isinstance(module, NeutrenoModel)]
     if not owners:
-        raise ValueError("The model is not patched: call timm_neutreno.patch(model) or create a neutreno_* model first.")
+        raise ValueError("The model is not patched: call timm_neutreno.patch(model), or create a neutreno_* model.")
     return owners
