@@ -62,9 +62,9 @@ class FirstValues:
         values = getattr(self._local, "values", None)
         if values is None:
             raise RuntimeError(
-                f"NeuTRENO block {block.position} was called without the first block before it in this forward pass, so there "
-                "are no first-layer values. Call the model, or all its blocks in order. If this came up in a backward "
-                "pass, an outside checkpoint wrapper recomputes the block alone: use "
+                f"NeuTRENO block {block.position} was called without the first block before it in this forward pass, "
+                "so there are no first-layer values. Call the model, or all its blocks in order. If this came up in a "
+                "backward pass, an outside checkpoint wrapper recomputes the block alone: use "
                 "model.set_grad_checkpointing() instead of it."
             )
         if not torch.compiler.is_compiling():  # a guard on the position would compile every block anew

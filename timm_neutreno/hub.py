@@ -1,4 +1,4 @@
-"""Saving a NeuTRENO model so that `timm.create_model("local-dir:...")` or `"hf-hub:..."` gives the same function back."""
+"""Saving a NeuTRENO model so that `timm.create_model("local-dir:...")` or `"hf-hub:..."` gives it back."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def save_pretrained(
 def _model_arguments(model: nn.Module) -> dict[str, Any]:
     """The arguments that the registry's twin needs beside those that timm records."""
     if not is_patched(model):
-        raise ValueError("The model is not patched: call timm_neutreno.patch(model) first, or save it with timm itself.")
+        raise ValueError("The model is not patched: call timm_neutreno.patch(model) first, or save it with timm.")
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not name or not timm.is_model(name):
         raise ValueError(

@@ -85,7 +85,7 @@ def _take_learned_fidelity(base: str, kwargs: dict[str, Any]) -> dict[str, Tenso
 
 
 def _load_learned_fidelity(model: nn.Module, learned: dict[str, Tensor]) -> None:
-    """Fill the model's fidelities; features_only wraps the model and drops its last blocks, so match from `blocks.` on."""
+    """Fill the model's fidelities; features_only wraps the model and drops last blocks, so match from `blocks.` on."""
     saved = {key[key.index("blocks.") :]: value for key, value in learned.items()}
     own = {key[key.index("blocks.") :]: key for key in model.state_dict() if key.split(".")[-1] == "fidelity"}
     if missing := sorted(set(own) - set(saved)):
