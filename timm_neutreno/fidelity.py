@@ -33,7 +33,7 @@ def check_fidelity(fidelity: float) -> float:
     """
     try:
         number = float(fidelity)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"fidelity must be a finite number such as {DEFAULT_FIDELITY}, got {fidelity!r}.") from None
     if not math.isfinite(number):
         raise ValueError(f"fidelity must be a finite number such as {DEFAULT_FIDELITY}, got {number}.")
