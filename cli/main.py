@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .adapt import adapt, show_version
+from .analyze import analyze
 from .errors import CliError, one_line
 
 
@@ -24,6 +25,7 @@ SETTINGS = {"context_settings": {"help_option_names": ["-h", "--help"]}}
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, **SETTINGS)
 app.callback()(options)
 app.command()(adapt)
+app.command()(analyze)
 
 adapt_app = typer.Typer(pretty_exceptions_enable=False, **SETTINGS)
 adapt_app.command()(adapt)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -97,6 +99,15 @@ def test_a_file_that_does_not_say_what_it_is(photos, tmp_path):
     document = json.loads(run(tmp_path / "model.pth", *arguments, "--output", tmp_path / "report"))
     expected = measure(model, photo_batches(find_photos(photos, 1), model)).values["block_similarity"]
     assert document["results"][0]["values"]["block_similarity"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_it_is_a_command_of_neutreno_that_costs_no_import_of_torch():
+    lines = (
+        "import sys; from timm_neutreno_cli.main import app; from typer.testing import CliRunner",
+        "print(CliRunner().invoke(app, ['analyze', '--help']).exit_code, 'torch' in sys.modules, 'timm' in sys.modules)",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "False", "False"]
 
 
 def test_groups_and_names_keep_the_order_of_the_table():
