@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from timm.data import resolve_model_data_config
+from timm.models._input import get_model_input_config
 from timm.utils import random_seed
 from torch import nn
 
@@ -48,6 +50,7 @@ def run(config: AdaptConfig) -> dict[str, Any]:
         raise UsageError(f"--fidelity-warmup {config.fidelity_warmup:g} must be shorter than --epochs {recipe.epochs}.")
     narrator = Narrator(config.quiet)
     device = choose_device(config.device)
+    share_cores(config, device)
     source = checkpoint.find(config.checkpoint, config.arch, config.model_kwargs)
     config = replace(config, **settle_fidelity(config, source))
     images = data.find(config)
@@ -56,7 +59,7 @@ def run(config: AdaptConfig) -> dict[str, Any]:
 
     models = Models(source, images.num_classes, config, recipe, device)
     plain = models.build(source.fidelity or 0.0, own=True)
-    data_config = resolve_model_data_config(plain)
+    data_config = {**resolve_model_data_config(plain), "input_size": get_model_input_config(plain)["input_size"]}
     lr = learning_rate(recipe, config.lr)
     announce(narrator, config, source, images, recipe, lr, data_config, device)
     run_directory.create(directory)
@@ -157,6 +160,13 @@ def choose_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name} cannot be used here: {one_line(error)[:160]} Try --device cpu.") from error
     return device
+
+
+def share_cores(config: AdaptConfig, device: torch.device) -> None:
+    """Computing threads get the cores that the loader processes leave: more of both than cores slow each other down."""
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        workers = data.default_workers() if config.workers is None else config.workers
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - workers))
 
 
 def autocast(config: AdaptConfig, device: torch.device) -> AbstractContextManager:

@@ -249,7 +249,7 @@ def build(
     }
     given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path}
     kwargs.update({key: value for key, value in given.items() if value is not None})
-    with hub_errors(source.label), weight_errors(source):
+    with weight_errors(source), hub_errors(source.label):
         model = timm.create_model(
             twin_name(source.arch),
             pretrained=pretrained,

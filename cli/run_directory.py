@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from .errors import OutputError, UsageError
 
@@ -53,10 +54,7 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        failed_write = isinstance(error, OSError) or "writ" in str(error).lower()  # torch reports it as RuntimeError
-        if not failed_write and type(error).__name__ != "SafetensorError":
-            raise
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         cause = getattr(error, "strerror", None) or "the disk is full, or the file is too large"
         raise OutputError(
             f"cannot write {path}: {cause}. What was saved before is still there. Free some space, or choose another "

@@ -36,10 +36,28 @@ def test_no_image_is_in_both_parts(folder):
     assert not train & val
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path):
+def test_a_complete_folder_is_reused(folder):
+    before = (folder / "train").stat().st_mtime_ns
+    assert digits.write_digits(folder) == folder
+    assert (folder / "train").stat().st_mtime_ns == before
+
+
+def test_a_folder_that_is_not_the_digits_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine").write_text("mine")
-    assert digits.write_digits(tmp_path) == tmp_path
+    with pytest.raises(RuntimeError, match="should hold the 1797 digits and holds 0 images: remove it"):
+        digits.write_digits(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_split_is_the_same_every_time(folder, tmp_path):
+    again = digits.write_digits(tmp_path / "again")
+    for path in sorted(folder.rglob("*.png"))[::37]:
+        assert (again / path.relative_to(folder)).read_bytes() == path.read_bytes()
+
+
+def test_without_a_writable_cache_the_digits_go_elsewhere(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    assert digits.default_directory().parent.is_dir() or digits.default_directory().parent.parent.is_dir()
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):

@@ -11,20 +11,26 @@ import tempfile
 from pathlib import Path
 
 SIZE = 32  # pixels: 8x8 upscaled
-VAL_IMAGES = 397
+IMAGES, VAL_IMAGES = 1797, 397
 SPLIT_SEED = 0
 
 
 def default_directory() -> Path:
-    """Where the digits are kept between runs: $XDG_CACHE_HOME or ~/.cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "timm_neutreno" / "digits-32"
+    """Where the digits are kept between runs: $XDG_CACHE_HOME or ~/.cache; a temporary place if that is not writable."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timm_neutreno"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        cache = Path(tempfile.gettempdir()) / f"timm_neutreno-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    if cache.is_dir() and not os.access(cache, os.W_OK):
+        cache = Path(tempfile.mkdtemp(prefix="timm_neutreno-"))
+    return cache / "digits-32-v1"
 
 
 def write_digits(directory: str | os.PathLike[str] | None = None) -> Path:
     """Write the digits as 32x32 RGB PNGs, 1,400 in train/ and 397 in val/, always the same split.
 
-    A folder that is there already is taken as it is: it only ever appears complete.
+    A complete folder is taken as it is; an incomplete one is an error, since it may be something else.
 
     Args:
         directory: Where; the cache (`default_directory`) if left out.
@@ -34,9 +40,13 @@ def write_digits(directory: str | os.PathLike[str] | None = None) -> Path:
 
     Raises:
         ModuleNotFoundError: If scikit-learn is missing; the message says how to get it.
+        RuntimeError: If the folder is there and is not the complete digits.
     """
     directory = Path(directory) if directory is not None else default_directory()
-    if directory.is_dir():
+    if directory.exists():
+        count = len(list(directory.glob("*/*/*.png")))
+        if count != IMAGES:
+            raise RuntimeError(f"{directory} should hold the {IMAGES} digits and holds {count} images: remove it.")
         return directory
     images, labels, in_val = _load_split()
     directory.parent.mkdir(parents=True, exist_ok=True)

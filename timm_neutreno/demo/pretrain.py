@@ -40,7 +40,7 @@ INPUT: dict[str, Any] = {
 }
 RECIPE: dict[str, Any] = {
     "seed": 0,
-    "epochs": 60,
+    "epochs": 48,  # adapt takes a third of them
     "batch_size": 64,
     "optimizer": "adamw",
     "lr": 1e-3,
@@ -53,32 +53,32 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def loaders(root: Path):
+def loaders(root: Path, recipe: dict[str, Any] = RECIPE):
     """(train, val) loaders of normalised (B, 3, 32, 32) images and their classes."""
     device = torch.device("cpu")
     common: dict[str, Any] = {
-        "batch_size": RECIPE["batch_size"],
+        "batch_size": recipe["batch_size"],
         "num_workers": 0,
         "persistent_workers": False,
         "device": device,
     }
     train = create_loader(
         create_dataset("", str(root), split="train"), is_training=True, hflip=0.0, color_jitter=0.0,
-        scale=RECIPE["scale"], ratio=RECIPE["ratio"], **INPUT, **common,
+        scale=recipe["scale"], ratio=recipe["ratio"], **INPUT, **common,
     )  # fmt: skip
     return train, create_loader(create_dataset("", str(root), split="val"), **INPUT, **common)
 
 
-def train(model: torch.nn.Module, loader) -> None:
-    """RECIPE, in place."""
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=RECIPE["lr"], weight_decay=RECIPE["weight_decay"])
+def train(model: torch.nn.Module, loader, recipe: dict[str, Any] = RECIPE) -> None:
+    """The recipe, in place."""
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=recipe["lr"], weight_decay=recipe["weight_decay"])
     scheduler, _ = create_scheduler_v2(
-        optimizer, "cosine", num_epochs=RECIPE["epochs"], warmup_epochs=RECIPE["warmup_epochs"], warmup_lr=1e-6,
+        optimizer, "cosine", num_epochs=recipe["epochs"], warmup_epochs=recipe["warmup_epochs"], warmup_lr=1e-6,
         warmup_prefix=True, min_lr=1e-6, step_on_epochs=False, updates_per_epoch=len(loader),
     )  # fmt: skip
-    criterion = torch.nn.CrossEntropyLoss(label_smoothing=RECIPE["label_smoothing"])
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=recipe["label_smoothing"])
     step = 0
-    for epoch in range(RECIPE["epochs"]):
+    for epoch in range(recipe["epochs"]):
         model.train()
         for images, targets in loader:
             loss = criterion(model(images), targets)
@@ -87,7 +87,7 @@ def train(model: torch.nn.Module, loader) -> None:
             optimizer.step()
             step += 1
             scheduler.step_update(step)
-        print(f"epoch {epoch + 1}/{RECIPE['epochs']}  loss {loss.item():.3f}", file=sys.stderr, flush=True)
+        print(f"epoch {epoch + 1}/{recipe['epochs']}  loss {loss.item():.3f}", file=sys.stderr, flush=True)
 
 
 @torch.inference_mode()
@@ -101,19 +101,31 @@ def top1(model: torch.nn.Module, loader) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the embedded checkpoint from scratch.")
     parser.add_argument("--output", type=Path, required=True, help="a new folder for model.safetensors, config.json")
-    output = parser.parse_args().output
+    parser.add_argument("--epochs", type=int, default=RECIPE["epochs"])
+    parser.add_argument("--seed", type=int, default=RECIPE["seed"])
+    options = parser.parse_args()
+    output = options.output
     if output.exists():
         parser.error(f"{output} exists; give a new folder")
-    random_seed(RECIPE["seed"])
-    train_loader, val_loader = loaders(digits.write_digits())
-    model = timm.create_model(ARCHITECTURE, drop_path_rate=RECIPE["drop_path_rate"], **MODEL_ARGS)
-    train(model, train_loader)
+    recipe = {**RECIPE, "epochs": options.epochs, "seed": options.seed}
+    recipe["warmup_epochs"] = min(recipe["warmup_epochs"], recipe["epochs"] // 4)
+    torch.set_num_threads(1)  # sums in one order: the same seed gives the same weights, whatever the machine's cores
+    random_seed(recipe["seed"])
+    train_loader, val_loader = loaders(digits.write_digits(), recipe)
+    model = timm.create_model(ARCHITECTURE, drop_path_rate=recipe["drop_path_rate"], **MODEL_ARGS)
+    train(model, train_loader, recipe)
     accuracy, similarity = top1(model, val_loader), token_similarity(model, val_loader)
 
     cfg = {**INPUT, "num_classes": 10, "fixed_input_size": True, "tag": "digits", "license": "apache-2.0"}
     base: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     model.pretrained_cfg = {**base, **cfg}  # type: ignore[assignment]
-    record = {"recipe": RECIPE, "top1": accuracy, "similarity": similarity, "torch": torch.__version__}
+    record = {
+        "recipe": recipe,
+        "data": "scikit-learn's digits, 1,400 train and 397 val images, see digits.py",
+        "top1": accuracy,
+        "similarity": similarity,
+        "versions": {"torch": torch.__version__.partition("+")[0], "timm": timm.__version__},
+    }
     save_for_hf(
         model, str(output), model_args=MODEL_ARGS, safe_serialization=True,
         model_config={"label_names": [str(i) for i in range(10)], "pretraining": record},
