@@ -104,7 +104,8 @@ def test_a_file_that_does_not_say_what_it_is(photos, tmp_path):
 def test_it_is_a_command_of_neutreno_that_costs_no_import_of_torch():
     lines = (
         "import sys; from timm_neutreno_cli.main import app; from typer.testing import CliRunner",
-        "print(CliRunner().invoke(app, ['analyze', '--help']).exit_code, 'torch' in sys.modules, 'timm' in sys.modules)",
+        "code = CliRunner().invoke(app, ['analyze', '--help']).exit_code",
+        "print(code, 'torch' in sys.modules, 'timm' in sys.modules)",
     )
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "False", "False"]
