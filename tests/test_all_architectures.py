@@ -1,7 +1,7 @@
 """Issue 3: every supported timm name, built small, against the oracle on a separate, unpatched model in float32.
 
-The constructor's arguments are kept but for depth, width, heads and image size: what makes an architecture its own (norms,
-position embeddings, gates, registers, pooling, per-layer key-value heads, windows, hybrid stems) stays.
+The constructor's arguments are kept but for depth, width, heads and image size: what makes an architecture its own
+(norms, position embeddings, gates, registers, pooling, per-layer key-value heads, windows, hybrid stems) stays.
 """
 
 import copy
