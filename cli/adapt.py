@@ -132,5 +132,3 @@ def print_result(document: dict[str, Any], as_json: bool) -> None:
         print(f"Unreadable images were passed over {document['skipped_images']} times.")
     print(f"\n{document['seconds']:.0f} s. Model, checkpoints and plot: {document['output']}. Load it with:\n")
     print("\n".join(load_lines(document["output"])))
-
-

@@ -189,9 +189,13 @@ def announce(narrator, config, source, images, recipe, lr, data_config, device) 
     narrator.say(f"checkpoint  {source.label} ({source.arch}), input {'x'.join(map(str, data_config['input_size']))}")
     narrator.say(f"data        {images.label}: {images.num_classes} classes")
     narrator.say(f"fidelity    {config.fidelity:g}{learnable}{warmup}")
-    narrator.say(f"training    {recipe.epochs} epochs, batch {recipe.batch_size}, AdamW lr {lr:.2e}, seed {config.seed}, {device}")
+    narrator.say(
+        f"training    {recipe.epochs} epochs, batch {recipe.batch_size}, AdamW {lr:.2e}, seed {config.seed}, {device}"
+    )
     if images.num_classes != source.num_classes:
-        narrator.say(f"head        initialised anew: the checkpoint has {source.num_classes} classes, the data {images.num_classes}")
+        narrator.say(
+            f"head        initialised anew: {source.num_classes} classes in checkpoint, {images.num_classes} in data"
+        )
 
 
 def _arguments(config, recipe, lr, data_config, images, device) -> str:
@@ -252,5 +256,10 @@ def _fidelities(config: AdaptConfig, results: dict[str, Evaluation], model: nn.M
     if config.learnable_fidelity:
         flat = torch.cat([f.detach().flatten().cpu() for f in learned if isinstance(f, torch.Tensor)])
         after = f"{flat.min():.2f} to {flat.max():.2f}"
-    values = {summary.BEFORE: "-", summary.UNADAPTED: f"{config.fidelity:g}", summary.CONTROL: "0", summary.ADAPTED: after}
+    values = {
+        summary.BEFORE: "-",
+        summary.UNADAPTED: f"{config.fidelity:g}",
+        summary.CONTROL: "0",
+        summary.ADAPTED: after,
+    }
     return {name: values[name] for name in results}

@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +158,7 @@ def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any]) -> Source:
     weights = read_weights(path)
     if not arch and config.is_file() and "architecture" in json.loads(config.read_text()):
         source = _from_directory(path.parent, str(path), kwargs)
-        overlay = {"source": "", "file": str(path)}
-        return Source(
-            source.label, source.arch, source.pretrained_cfg, overlay, source.model_args, source.num_classes
-        )
+        return replace(source, overlay={"source": "", "file": str(path)})
     recorded_arch, args, preprocessing = _recorded_arguments(path)
     arch = arch or recorded_arch
     if not arch:
@@ -169,7 +166,7 @@ def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any]) -> Source:
     arch = _known(arch, f" (for {path})")
     args = {**args, **kwargs}
     head = _head_size(weights, arch)
-    overlay = {"file": str(path), "num_classes": head or 0, **preprocessing}
+    overlay: dict[str, Any] = {"file": str(path), "num_classes": head or 0, **preprocessing}
     if img_size := args.get("img_size"):
         overlay["input_size"] = (3, img_size, img_size) if isinstance(img_size, int) else (3, *img_size)
     return Source(str(path), arch, None, overlay, args, head or 0)
@@ -185,11 +182,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         weights = load_state_dict(str(path))
     except Exception as error:  # every format has its own exceptions for a damaged file
         raise CheckpointError(
-            f"cannot read the weights in {path}: {one_line(error)[:200]}. The file may be truncated or not a checkpoint; "
+            f"cannot read the weights in {path}: {one_line(error)[:200]}. The file may be truncated or no checkpoint; "
             "compare its size with the original."
         ) from error
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path} holds no state_dict: expected tensors by name, as torch.save or safetensors write.")
+        raise CheckpointError(
+            f"{path} holds no state_dict: expected tensors by name, as torch.save or safetensors write."
+        )
     return weights
 
 
@@ -293,10 +292,14 @@ def hub_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise HubError(f"{what} is not in the local cache and the Hugging Face Hub cannot be reached. {instead}") from error
+        raise HubError(
+            f"{what} is not in the local cache and the Hugging Face Hub cannot be reached. {instead}"
+        ) from error
     except HfHubHTTPError as error:
         raise HubError(f"the Hugging Face Hub does not give {what}: {one_line(error)[:200]} {instead}") from error
     except Exception as error:
         if not type(error).__module__.startswith(("httpx", "requests", "urllib")):
             raise
-        raise HubError(f"no connection to the Hugging Face Hub for {what} ({one_line(error)[:100]}). {instead}") from error
+        raise HubError(
+            f"no connection to the Hugging Face Hub for {what} ({one_line(error)[:100]}). {instead}"
+        ) from error

@@ -44,7 +44,7 @@ RECIPES = {
     ),
     # the embedded digits, for a third of the checkpoint's epochs: a mirrored or heavily cropped digit is another digit
     "digits": Recipe(
-        epochs=16, batch_size=100, lr=4e-3, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
+        epochs=16, batch_size=100, lr=1e-3, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
         color_jitter=0.0, hflip=0.0, crop_scale=0.8,
     ),
 }  # fmt: skip

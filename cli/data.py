@@ -85,7 +85,9 @@ def _from_split_folder(folder: Path, config: AdaptConfig, label: str) -> Data:
     train, val = _child(folder, TRAIN_NAMES), _child(folder, VAL_NAMES)
     assert train is not None
     if val is None:
-        raise DataError(f"{folder} has {train.name}/ but no val/ or validation/ folder. Add one, or give {train} itself.")
+        raise DataError(
+            f"{folder} has {train.name}/ but no val/ or validation/ folder. Add one, or give {train} itself."
+        )
     train_set = _image_folder(train, None, config)
     missing = _class_folders(val) - _class_folders(train), _class_folders(train) - _class_folders(val)
     if any(missing):
@@ -125,7 +127,9 @@ def _image_folder(folder: Path, classes: dict[str, int] | None, config: AdaptCon
     except RuntimeError as error:
         raise DataError(f"no images in {folder}: {one_line(error)}") from error
     if not _class_folders(folder):
-        raise DataError(f"{folder} has images but no class folders. Put the images of each class in a folder of its own.")
+        raise DataError(
+            f"{folder} has images but no class folders. Put the images of each class in a folder of its own."
+        )
     if classes is not None and config.skip_bad_images:
         images.drop_unreadable()  # in val a replacement would be counted twice
     return images
@@ -183,6 +187,7 @@ class CheckedImages(ImageDataset):
 
 def _from_scheme(config: AdaptConfig) -> Data:
     """One of timm's own data sources; it finds splits and classes its own way."""
+    assert config.data is not None
     parts = {}
     for role, split in (("train", config.train_split), ("val", config.val_split)):
         try:

@@ -63,7 +63,8 @@ def evaluate(
         model.train(training)
     result = evaluator.compute()
     images = int(evaluator.counts[0])
-    values, error = [], 0.0
+    values: list[float] = []
+    error = 0.0
     if recorder is not None:
         measured = recorder.result()
         values = measured.values[SIMILARITY]

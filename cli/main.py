@@ -11,7 +11,7 @@ import typer
 from .adapt import adapt, show_version
 from .analyze import analyze
 from .errors import CliError, one_line
-
+from .models import models
 
 Version = Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")]
 
@@ -20,14 +20,15 @@ def options(version: Version = False) -> None:
     """NeuTRENO attention for any pretrained timm Vision Transformer."""
 
 
-SETTINGS = {"context_settings": {"help_option_names": ["-h", "--help"]}}
+SETTINGS = {"help_option_names": ["-h", "--help"]}
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, **SETTINGS)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings=SETTINGS)
 app.callback()(options)
 app.command()(adapt)
 app.command()(analyze)
+app.command()(models)
 
-adapt_app = typer.Typer(pretty_exceptions_enable=False, **SETTINGS)
+adapt_app = typer.Typer(pretty_exceptions_enable=False, context_settings=SETTINGS)
 adapt_app.command()(adapt)
 
 
@@ -44,8 +45,8 @@ def run(commands: typer.Typer) -> None:
         if os.environ.get("NEUTRENO_DEBUG"):
             raise
         print(
-            f"error: unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of timm-neutreno: run again "
-            "with NEUTRENO_DEBUG=1 and report the traceback.",
+            f"error: unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of timm-neutreno: run "
+            "again with NEUTRENO_DEBUG=1 and report the traceback.",
             file=sys.stderr,
         )
         sys.exit(1)

@@ -20,7 +20,7 @@ HEADER = ("model", "fidelity", "top-1", "top-5", "loss", "similarity")
 
 def rows(evaluations: dict[str, Evaluation], fidelities: dict[str, str], new_head: bool) -> list[tuple[str, ...]]:
     """The table's cells. A head that was initialised anew has learned nothing: its accuracy is not shown."""
-    table = []
+    table: list[tuple[str, ...]] = []
     for name, evaluation in evaluations.items():
         figures = (f"{evaluation.top1:.2f}", f"{evaluation.top5:.2f}", f"{evaluation.loss:.4f}")
         if new_head and name in (BEFORE, UNADAPTED):
@@ -33,7 +33,9 @@ def plain_table(table: list[tuple[str, ...]]) -> str:
     cells = [HEADER, *table]
     widths = [max(len(row[i]) for row in cells) for i in range(len(HEADER))]
     lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in cells
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
@@ -61,22 +63,22 @@ def _accuracy_sentence(adapted: Evaluation, other: Evaluation, name: str) -> str
     if count == 0:
         return f"Accuracy: adapted NeuTRENO and {name} are equal at {adapted.top1:.2f} % top-1 on {images} images."
     won = "won" if difference > 0 else "did not win"
-    chance = "which is within noise" if abs(difference) < noise else "which is more than noise on these images"
+    chance = "within noise" if abs(difference) < noise else "more than noise on these images"
     return (
-        f"Accuracy: NeuTRENO {won}: {difference:+.2f} points of top-1 against {name}, {count} of {images} images (one is "
-        f"{100 / images:.2f} points), {chance} (about {noise:.2f} points), for one seed."
+        f"Accuracy: NeuTRENO {won}: {difference:+.2f} points of top-1 against {name}, {count} of {images} images (one "
+        f"is {100 / images:.2f} points), {chance} (about {noise:.2f} points), for one seed."
     )
 
 
 def _similarity_sentence(adapted: Evaluation, other: Evaluation, name: str) -> str:
     a, b = adapted.similarity[-1], other.similarity[-1]
     noise = 2 * math.hypot(adapted.similarity_error, other.similarity_error)
-    how = "is less alike" if a < b else "is more alike"
+    how = f"{'less' if a < b else 'more'} alike, by more than the noise over images"
     if abs(a - b) < noise:
-        how = "differs no more than noise"
+        how = "not different, within the noise over images"
     return (
-        f"Smoothing: tokens of the last block have mean cosine similarity {a:.3f} against {b:.3f} in {name}: NeuTRENO's "
-        f"{how} (noise over images is about {noise:.3f})."
+        f"Smoothing: tokens of the last block have mean cosine similarity {a:.3f} against {b:.3f} in {name}: {how} "
+        f"(about {noise:.3f})."
     )
 
 
@@ -100,8 +102,8 @@ def readme(title: str, table: list[tuple[str, ...]], sentences: list[str], direc
         "",
         markdown_table(table),
         "",
-        "Similarity is the mean cosine similarity between the tokens of an image after the last block: 1 means that all",
-        "tokens are alike. `similarity.png` shows it layer by layer.",
+        "Similarity is the mean cosine similarity between the tokens of an image after the last block: 1 means that",
+        "all tokens are alike. `similarity.png` shows it layer by layer.",
         "",
         *(f"- {sentence}" for sentence in sentences),
         "",
@@ -109,7 +111,7 @@ def readme(title: str, table: list[tuple[str, ...]], sentences: list[str], direc
         *load_lines(directory),
         "```",
         "",
-        "Without `import timm_neutreno`, timm answers `Unknown model (neutreno_...)`: `pip install timm-neutreno` first.",
+        "Without `import timm_neutreno`, timm answers `Unknown model (neutreno_...)`.",
         "",
     ]
     return "\n".join(lines)

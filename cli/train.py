@@ -52,7 +52,7 @@ def learning_rate(recipe: Recipe, given: float | None) -> float:
 
 
 def ramp(fidelity: float, step: int, steps_per_epoch: int, warmup_epochs: float) -> float:
-    """The fidelity at `step` (from 0): rises linearly from 0, so that training starts from the checkpoint's function."""
+    """The fidelity at `step` (from 0): rises linearly from 0, so training starts from the checkpoint's function."""
     warmup_steps = warmup_epochs * steps_per_epoch
     return fidelity if step >= warmup_steps else fidelity * step / warmup_steps
 
@@ -122,7 +122,7 @@ def train(
             _record(arm, epoch, loss, evaluation, optimizer, seconds, steps * recipe.batch_size)
             narrator.say(
                 f"{arm.name:>8}  epoch {epoch + 1:>3}/{recipe.epochs}  train loss {loss:.4f}  val loss "
-                f"{evaluation.loss:.4f}  top-1 {evaluation.top1:.2f}  {steps * recipe.batch_size / seconds:.0f} images/s"
+                f"{evaluation.loss:.4f}  top-1 {evaluation.top1:.2f}  {steps * recipe.batch_size / seconds:.0f} img/s"
             )
             state = _state(model, optimizer, scheduler, arm, epoch, evaluation, context)
             run_directory.save_checkpoint(arm.directory / run_directory.LAST, state)
@@ -131,7 +131,9 @@ def train(
                 run_directory.save_checkpoint(arm.directory / run_directory.BEST, state)
     except KeyboardInterrupt:
         saved = arm.directory / run_directory.LAST
-        kept = f"The last whole epoch is in {saved}." if saved.exists() else "No epoch was finished, so nothing was saved."
+        kept = (
+            f"The last whole epoch is in {saved}." if saved.exists() else "No epoch was finished, so nothing was saved."
+        )
         raise Interrupted(f"interrupted in epoch {epoch + 1} of the {arm.name} model. {kept}") from None
     assert evaluation is not None
     return evaluation
@@ -200,5 +202,5 @@ def _state(model, optimizer, scheduler, arm: Arm, epoch: int, evaluation: Evalua
     }
 
 
-def _plain(state: tuple) -> tuple:
+def _plain(state: Any) -> tuple:
     return tuple(item.tolist() if isinstance(item, np.ndarray) else item for item in state)

@@ -37,7 +37,9 @@ HOSTS = {
     "dinov3": Host("vit_small_patch16_dinov3", ROPE),
     "rope": Host("vit_base_patch16_rope_224", ROPE),
     "rope_mixed": Host("vit_base_patch16_rope_mixed_224", ROPE),
-    "sapiens2_gqa": Host("vit_huge_patch16_sapiens2", dict(ROPE, num_heads=4, depth=6, num_kv_heads=(4, 2, 2, 1, 2, 4))),
+    "sapiens2_gqa": Host(
+        "vit_huge_patch16_sapiens2", dict(ROPE, num_heads=4, depth=6, num_kv_heads=(4, 2, 2, 1, 2, 4))
+    ),
     "pe": Host("vit_pe_core_base_patch16_224", ROPE),
     "beit": Host("beit_base_patch16_224", SMALL),
     "rel_pos": Host("vit_relpos_small_patch16_224", SMALL),

@@ -79,7 +79,8 @@ def test_unpatch_gives_the_model_back(key):
     assert not timm_neutreno.is_patched(model)
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
     assert torch.equal(model(X), plain(X))
-    assert model.pretrained_cfg == plain.pretrained_cfg and model._model_args == plain._model_args
+    assert model.pretrained_cfg == plain.pretrained_cfg
+    assert model._model_args == plain._model_args
     assert [sorted(m.__dict__) for m in model.modules()] == [sorted(m.__dict__) for m in plain.modules()]
 
 

@@ -7,7 +7,7 @@ made outside the call is changed, which is what checkpointing and torch.compile 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.models import beit, cait, deepseek_vit, eva, gemma4_vit, vision_transformer, vision_transformer_relpos
@@ -21,7 +21,7 @@ from .projections import RECIPES
 class BlockView:
     """A block as timm's forward sees it: like the block, but calling `.attn` passes the mix along."""
 
-    def __init__(self, block: nn.Module, mix: Mix):
+    def __init__(self, block: Any, mix: Mix):
         self.block = block
         self.mix = mix
 
@@ -33,7 +33,7 @@ class BlockView:
 
 
 class BlockKind(NamedTuple):
-    attentions: Callable[[nn.Module], list[nn.Module]]
+    attentions: Callable[[Any], list[Any]]
     run: Callable[..., Tensor]  # (block, timm_class, mixes, x, *args, **kwargs) -> output
 
 

@@ -140,9 +140,7 @@ def project_gemma4(attn, x, rope_cos, rope_sin, attn_mask=None) -> Projected:
     q = attn.q_norm(attn.q_proj(x).view(B, N, attn.num_heads, attn.head_dim))
     k = attn.k_norm(attn.k_proj(x).view(B, N, attn.num_kv_heads, attn.head_dim))
     v = attn.v_norm(attn.v_proj(x).view(B, N, attn.num_kv_heads, attn.head_dim)).transpose(1, 2)
-    q, k = (
-        apply_multidimensional_rope(t, rope_cos, rope_sin, ndim=2, unsqueeze_dim=2).transpose(1, 2) for t in (q, k)
-    )
+    q, k = (apply_multidimensional_rope(t, rope_cos, rope_sin, ndim=2, unsqueeze_dim=2).transpose(1, 2) for t in (q, k))
     if attn.num_kv_groups > 1:
         k, v = (t.repeat_interleave(attn.num_kv_groups, dim=1) for t in (k, v))
     return Projected(q, k, v, attn_mask)
@@ -220,7 +218,7 @@ def attend(module, p: Projected) -> Tensor:
 def attend_sam(attn, p: Projected) -> Tensor:
     """timm folds the heads into the batch here, and SDPA rounds differently for three dimensions than for four."""
     B, H = p.v.shape[:2]
-    flat = p._replace(**{name: t.flatten(0, 1) for name, t in zip("qkv", p[:3], strict=True)})
+    flat = p._replace(q=p.q.flatten(0, 1), k=p.k.flatten(0, 1), v=p.v.flatten(0, 1))
     if p.mask is not None:
         flat = flat._replace(mask=p.mask.flatten(0, 1))
     return attend(attn, flat).unflatten(0, (B, H))

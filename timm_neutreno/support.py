@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -84,9 +85,9 @@ def class_path(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def find_layers(model: nn.Module) -> list[nn.Module]:
+def find_layers(model: nn.Module) -> list[Any]:
     """The outermost modules in `model` (itself included) that own a list of blocks."""
-    owners: list[nn.Module] = []
+    owners: list[Any] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
         blocks = getattr(module, "blocks", None)

@@ -8,7 +8,7 @@ regions gives silently wrong gradients when activations are recomputed.
 from __future__ import annotations
 
 from functools import cache, partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from timm.models import checkpoint
@@ -52,14 +52,14 @@ class NeutrenoBlock:
         args, kwargs = args[: len(args) - len(names)], dict(zip(names, args[len(args) - len(names) :], strict=True))
         kind = BLOCK_KINDS[self.timm_class]
         if not self.is_first:
-            holders = kind.attentions(self)  # type: ignore[arg-type]
+            holders = kind.attentions(self)
             mixes = [FidelityMix(value, holder) for value, holder in zip(v0, holders, strict=True)]
             return kind.run(self, self.timm_class, mixes, x, *args, **kwargs)
-        mixes = [FidelityMix(None, None) for _ in kind.attentions(self)]  # type: ignore[arg-type]
+        mixes = [FidelityMix(None, None) for _ in kind.attentions(self)]
         y = kind.run(self, self.timm_class, mixes, x, *args, **kwargs)
         return (y, *(self._keep(mix.v) for mix in mixes))
 
-    def _keep(self, v: Tensor) -> Tensor:
+    def _keep(self, v: Any) -> Tensor:
         """v is a view of q, k and v in one tensor: copy it where nothing else would keep q and k alive."""
         alone = self.first_values.checkpoint or not v.requires_grad
         return v.clone() if alone and not torch.jit.is_tracing() else v
@@ -114,26 +114,24 @@ class NeutrenoInlineBlock(NeutrenoBlock):
 
 
 @cache
-def neutreno_class(mixin: type, timm_class: type[nn.Module]) -> type:
+def neutreno_class(mixin: type, timm_class: Any) -> Any:
     """The NeuTRENO subclass of a timm class. Carries no state; pickles by name of its parents."""
 
     def __reduce_ex__(self, protocol):
-        _, _, *rest = timm_class.__reduce_ex__(self, protocol)
-        return _rebuild, (mixin, timm_class), *rest
+        reduced: Any = timm_class.__reduce_ex__(self, protocol)
+        return _rebuild, (mixin, timm_class), *reduced[2:]
 
     name = f"Neutreno{timm_class.__name__}"
     namespace = {"timm_class": timm_class, "__reduce_ex__": __reduce_ex__, "__module__": __name__}
     return type(name, (mixin, timm_class), namespace)
 
 
-def _rebuild(mixin: type, timm_class: type[nn.Module]) -> nn.Module:
+def _rebuild(mixin: type, timm_class: Any) -> nn.Module:
     cls = neutreno_class(mixin, timm_class)
     return cls.__new__(cls)
 
 
-def patch(
-    model: nn.Module, fidelity: float = DEFAULT_FIDELITY, learnable_fidelity: str | None = None
-) -> nn.Module:
+def patch(model: nn.Module, fidelity: float = DEFAULT_FIDELITY, learnable_fidelity: str | None = None) -> nn.Module:
     """Turn a timm ViT into its NeuTRENO twin, in place. Weights, state_dict keys and hooks stay.
 
     Args:
@@ -162,7 +160,7 @@ def patch(
     return model
 
 
-def _patch_owner(owner: nn.Module, fidelity: float, learnable: str | None) -> None:
+def _patch_owner(owner: Any, fidelity: float, learnable: str | None) -> None:
     shared = FirstValues(checkpoint=bool(owner.__dict__.pop("grad_checkpointing", False)))
     blocks = list(owner.blocks)
     for position, block in enumerate(blocks):
@@ -172,14 +170,17 @@ def _patch_owner(owner: nn.Module, fidelity: float, learnable: str | None) -> No
         for holder in holders:
             _set_start(holder, fidelity if position else None, learnable)
             if holder is not block:
-                holder.__class__ = neutreno_class(NeutrenoAttention, type(holder))
-        mixin = NeutrenoInlineBlock if block in holders else NeutrenoBlock
-        block.__class__ = neutreno_class(mixin, type(block))
+                _become(NeutrenoAttention, holder)
+        _become(NeutrenoInlineBlock if block in holders else NeutrenoBlock, block)
     owner.first_values = shared
-    owner.__class__ = neutreno_class(NeutrenoModel, type(owner))
+    _become(NeutrenoModel, owner)
 
 
-def _set_start(holder: nn.Module, fidelity: float | None, learnable: str | None) -> None:
+def _become(mixin: Any, module: Any) -> None:
+    module.__class__ = neutreno_class(mixin, module.__class__)
+
+
+def _set_start(holder: Any, fidelity: float | None, learnable: str | None) -> None:
     if fidelity is None or learnable is None:
         holder.fidelity = fidelity
         return
@@ -237,14 +238,14 @@ def set_fidelity(model: nn.Module, fidelity: float) -> None:
         record_fidelity(module, fidelity)
 
 
-def fidelity_holders(owner: nn.Module) -> list[nn.Module]:
+def fidelity_holders(owner: Any) -> list[Any]:
     """The attention modules (or blocks with inline attention) of a patched model that have a fidelity, in order."""
     holders = [h for block in owner.blocks for h in BLOCK_KINDS[block.timm_class].attentions(block)]
     return [holder for holder in holders if holder.fidelity is not None]
 
 
-def _patched_owners(model: nn.Module) -> list[nn.Module]:
-    owners = [module for module in model.modules() if isinstance(module, NeutrenoModel)]
+def _patched_owners(model: nn.Module) -> list[Any]:
+    owners: list[Any] = [module for module in model.modules() if isinstance(module, NeutrenoModel)]
     if not owners:
         raise ValueError("The model is not patched: call timm_neutreno.patch(model), or create a neutreno_* model.")
     return owners

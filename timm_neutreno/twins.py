@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 PREFIX = "neutreno_"
 
@@ -17,7 +17,7 @@ def base_name(name: str) -> str:
     return name.removeprefix(PREFIX)
 
 
-def record_surgery(model: nn.Module, fidelity: float | None, learnable_fidelity: str | None) -> None:
+def record_surgery(model: Any, fidelity: float | None, learnable_fidelity: str | None) -> None:
     """Write the twin's name and arguments where timm's save_for_hf reads them; with fidelity None, take them back.
 
     Without this, a patched model would be saved under its plain name and load without NeuTRENO, silently.
@@ -38,7 +38,7 @@ def record_surgery(model: nn.Module, fidelity: float | None, learnable_fidelity:
     model._model_args = arguments
 
 
-def record_fidelity(module: nn.Module, fidelity: float) -> None:
+def record_fidelity(module: Any, fidelity: float) -> None:
     """Keep the recorded arguments true after set_fidelity."""
     arguments = getattr(module, "_model_args", {})
     if "fidelity" in arguments:

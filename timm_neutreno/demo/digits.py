@@ -16,7 +16,7 @@ SPLIT_SEED = 0
 
 
 def default_directory() -> Path:
-    """Where the digits are kept between runs: $XDG_CACHE_HOME or ~/.cache; a temporary place if that is not writable."""
+    """Where the digits are kept between runs: $XDG_CACHE_HOME or ~/.cache; a temporary place if not writable."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timm_neutreno"
     try:
         cache.mkdir(parents=True, exist_ok=True)

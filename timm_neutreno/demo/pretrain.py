@@ -1,6 +1,6 @@
 """Makes the embedded checkpoint from scratch: a plain softmax ViT on the digits' train split, in two minutes.
 
-    python -m timm_neutreno.demo.pretrain --output DIR     # compare with the one that is embedded
+python -m timm_neutreno.demo.pretrain --output DIR     # compare with the one that is embedded
 """
 
 from __future__ import annotations

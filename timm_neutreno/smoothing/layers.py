@@ -34,7 +34,7 @@ def find_blocks(model: nn.Module) -> Layers:
         )
     owner = owners[0]
     enters_late = hasattr(owner, "blocks_token_only")  # CaiT's class token joins after these blocks
-    blocks = list(owner.blocks)  # type: ignore[arg-type]
+    blocks = list(owner.blocks)
     return Layers(blocks, 0 if enters_late else int(getattr(owner, "num_prefix_tokens", 0) or 0))
 
 
