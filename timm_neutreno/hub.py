@@ -57,7 +57,7 @@ def save_pretrained(
     return directory
 
 
-def _model_arguments(model: nn.Module) -> dict[str, Any]:
+def _model_arguments(model: Any) -> dict[str, Any]:
     """The arguments that the registry's twin needs beside those that timm records."""
     if not is_patched(model):
         raise ValueError("The model is not patched: call timm_neutreno.patch(model) first, or save it with timm.")
@@ -66,6 +66,10 @@ def _model_arguments(model: nn.Module) -> dict[str, Any]:
         raise ValueError(
             f"Cannot save {type(model).__name__}: its architecture {name!r} is not a registered NeuTRENO model, so "
             "timm.create_model could not build it again. Save its state_dict() instead."
+        )
+    if not hasattr(model, "num_classes"):
+        raise ValueError(
+            f"Cannot save {type(model).__name__}: it wraps a model (features_only); timm saves only the model itself."
         )
     holders = [holder for owner in find_layers(model) for holder in fidelity_holders(owner)]
     learnable = model._model_args["learnable_fidelity"]
