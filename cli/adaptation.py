@@ -55,9 +55,11 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     config = replace(config, **settle_fidelity(config, source))
     images = data.find(config)
     recipe = replace(recipe, batch_size=min(recipe.batch_size, _length(images.train, recipe.batch_size)))
+    if config.limit_batches:
+        data.thin(images.val, config.limit_batches * recipe.batch_size)
     directory = run_directory.choose(config.output, f"neutreno-{source.name}")
 
-    models = Models(source, images.num_classes, config, recipe, device)
+    models = Models(source, images, config, recipe, device)
     plain = models.build(source.fidelity or 0.0, own=True)
     data_config = {**resolve_model_data_config(plain), "input_size": get_model_input_config(plain)["input_size"]}
     lr = learning_rate(recipe, config.lr)
@@ -104,11 +106,11 @@ class Models:
     """Builds the run's models from the checkpoint, all alike: same weights, same new head if there is one."""
 
     def __init__(
-        self, source: checkpoint.Source, num_classes: int, config: AdaptConfig, recipe: Recipe, device: torch.device
+        self, source: checkpoint.Source, images: data.Data, config: AdaptConfig, recipe: Recipe, device: torch.device
     ):
         self.source, self.config, self.recipe, self.device = source, config, recipe, device
-        self.num_classes = num_classes
-        self.new_head = num_classes != source.num_classes
+        self.num_classes = images.num_classes
+        self.new_head = other_classes(source, images) != ""
 
     def build(self, fidelity: float | None, own: bool = False) -> nn.Module:
         """A model at `fidelity`; `own`: with the checkpoint's own learned fidelities, if it has some."""
@@ -125,7 +127,20 @@ class Models:
             )
         except UnsupportedModelError as error:
             raise CheckpointError(one_line(error)) from error
+        if self.new_head and self.num_classes == self.source.num_classes:
+            random_seed(self.config.seed)
+            model.reset_classifier(self.num_classes)  # type: ignore[operator]
         return model.to(self.device)
+
+
+def other_classes(source: checkpoint.Source, images: data.Data) -> str:
+    """Why the checkpoint's head does not fit the data; "" if it does, or nothing speaks against it."""
+    if images.num_classes != source.num_classes:
+        return f"{source.num_classes} classes in checkpoint, {images.num_classes} in data"
+    ours, theirs = source.label_names, images.class_names
+    if ours and theirs and ours != theirs:
+        return f"classes {', '.join(ours[:3])}, ... in checkpoint, {', '.join(theirs[:3])}, ... in data"
+    return ""
 
 
 def settle_fidelity(config: AdaptConfig, source: checkpoint.Source) -> dict[str, Any]:
@@ -192,10 +207,8 @@ def announce(narrator, config, source, images, recipe, lr, data_config, device) 
     narrator.say(
         f"training    {recipe.epochs} epochs, batch {recipe.batch_size}, AdamW {lr:.2e}, seed {config.seed}, {device}"
     )
-    if images.num_classes != source.num_classes:
-        narrator.say(
-            f"head        initialised anew: {source.num_classes} classes in checkpoint, {images.num_classes} in data"
-        )
+    if difference := other_classes(source, images):
+        narrator.say(f"head        initialised anew: {difference}")
 
 
 def _arguments(config, recipe, lr, data_config, images, device) -> str:

@@ -64,6 +64,12 @@ class Source:
         return self.model_args.get("learnable_fidelity")
 
     @property
+    def label_names(self) -> list[str] | None:
+        """Names of its classes by index, if its config tells."""
+        names = self.pretrained_cfg.get("label_names") if isinstance(self.pretrained_cfg, dict) else None
+        return [str(name) for name in names] if isinstance(names, list | tuple) else None
+
+    @property
     def name(self) -> str:
         """Short and fit for a folder's name."""
         return "demo" if self.label == "demo" else self.arch

@@ -283,3 +283,24 @@ def test_help_and_usage_errors_import_no_torch(option):
     )
     done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == f"HEAVY [] CODE {2 if option == '--nonsense' else 0}"
+
+
+def test_a_head_for_other_classes_of_the_same_number_is_not_kept(adapt, images, tmp_path):
+    """Ten digits are not ten animals: equal numbers of classes must not join a head to the wrong names."""
+    _, first, _ = adapt("--no-control", name="first")
+    for part in ("train", "val"):
+        (tmp_path / "renamed" / part).mkdir(parents=True)
+        for old, new in (("blue", "cold"), ("red", "warm")):
+            (tmp_path / "renamed" / part / new).symlink_to(images / part / old)
+    _, second, said = adapt("--no-control", checkpoint=first, data=tmp_path / "renamed", name="second")
+    assert "initialised anew: classes blue, red, ... in checkpoint, cold, warm, ... in data" in said
+    assert "| new head |" in (second / "README.md").read_text()
+
+
+def test_limit_batches_evaluates_every_class(images):
+    from timm_neutreno_cli import data
+    from timm_neutreno_cli.config import AdaptConfig
+
+    found = data.find(AdaptConfig(data=str(images)))
+    data.thin(found.val, 4)
+    assert [target for _, target in found.val.reader.samples] == [0, 0, 1, 1]
