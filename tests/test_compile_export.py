@@ -167,6 +167,18 @@ def test_trace():
     assert torch.allclose(traced(y), model(y), atol=1e-6)
 
 
+@pytest.mark.parametrize("key", ["vit", "parallel_scaling", "eva02"])
+@pytest.mark.parametrize("learnable", [None, "head"])
+def test_fx(key, learnable):
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    model = make(key, learnable_fidelity=learnable)
+    expected = model(X)
+    _, nodes = get_graph_node_names(model)
+    traced = create_feature_extractor(model, eval_return_nodes={nodes[-1]: "y"}, train_return_nodes={nodes[-1]: "y"})
+    assert torch.allclose(traced.eval()(X)["y"], expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_script_is_refused_with_a_sentence(wrapped):
     model = torch.nn.Sequential(make()) if wrapped else make()

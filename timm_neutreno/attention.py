@@ -18,6 +18,11 @@ from .projections import RECIPES, Recipe
 Mix = Callable[[Tensor, Tensor], Tensor]
 
 
+def is_traced(x: Tensor) -> bool:
+    """Whether torch.jit.trace or torch.fx stands behind `x`: then no Python condition may depend on it."""
+    return torch.jit.is_tracing() or not isinstance(x, Tensor)
+
+
 class FidelityMix:
     """The formula of one attention call.
 
@@ -36,7 +41,7 @@ class FidelityMix:
         if self.v0 is None:
             self.v = v
             return u
-        if self.v0.shape != v.shape and not torch.jit.is_tracing():
+        if not is_traced(v) and self.v0.shape != v.shape:
             raise RuntimeError(
                 f"NeuTRENO needs the values of every layer in one shape: the first layer's are {tuple(self.v0.shape)}, "
                 f"this layer's {tuple(v.shape)} (batch, heads, tokens, channels). Tokens or images were dropped, "

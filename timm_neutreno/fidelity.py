@@ -66,6 +66,6 @@ def add_fidelity_term(u: Tensor, v: Tensor, v0: Tensor, fidelity: float | Tensor
         v0: Values of the first layer, (B, H, N, D).
         fidelity: The paper's lambda-tilde.
     """
-    if isinstance(fidelity, Tensor):
-        return torch.addcmul(u, fidelity.to(v.dtype).view(-1, 1, 1), v0 - v)
-    return torch.add(u, v0 - v, alpha=fidelity)
+    if isinstance(fidelity, int | float):
+        return torch.add(u, v0 - v, alpha=fidelity)
+    return torch.addcmul(u, fidelity.to(v.dtype).view(-1, 1, 1), v0 - v)

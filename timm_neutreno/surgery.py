@@ -14,7 +14,7 @@ import torch
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from .attention import FidelityMix, NeutrenoAttention, describe_fidelity
+from .attention import FidelityMix, NeutrenoAttention, describe_fidelity, is_traced
 from .blocks import BLOCK_KINDS
 from .fidelity import DEFAULT_FIDELITY, check_fidelity
 from .first_values import FirstValues
@@ -61,8 +61,9 @@ class NeutrenoBlock:
 
     def _keep(self, v: Any) -> Tensor:
         """v is a view of q, k and v in one tensor: copy it where nothing else would keep q and k alive."""
-        alone = self.first_values.checkpoint or not v.requires_grad
-        return v.clone() if alone and not torch.jit.is_tracing() else v
+        if is_traced(v):
+            return v
+        return v.clone() if self.first_values.checkpoint or not v.requires_grad else v
 
     def __prepare_scriptable__(self):
         raise RuntimeError(
