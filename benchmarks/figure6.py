@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import platform
 import statistics
 import sys
 import time
@@ -111,6 +113,8 @@ def write(folder: Path, runs: list[Values], summary: dict[str, list[dict]], imag
         "fidelity": FIDELITY,
         "models": [PLAIN, TWIN],
         "versions": {"torch": torch.__version__, "timm": timm.__version__, "timm_neutreno": timm_neutreno.__version__},
+        "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d"),
         "claim_holds": {metric: holds(rows) for metric, rows in summary.items()},
         "layers": summary,
     }

@@ -46,6 +46,8 @@ def main() -> None:
         "images": len(photos),
         "seconds_plain": round(sum(plain), 2),
         "threads": args.threads,
+        "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d"),
     }
     print(json.dumps(result))
     Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
