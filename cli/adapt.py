@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +13,7 @@ import typer
 from .config import RECIPES, AdaptConfig, Recipe
 from .errors import UsageError
 
-DATA, MODEL, FIDELITY, TRAIN, RUN = "Data", "Checkpoint", "Fidelity", "Training", "Run"
+DATA, MODEL, FIDELITY, TRAIN, RUN, HUB = "Data", "Checkpoint", "Fidelity", "Training", "Run", "Hugging Face Hub"
 GIVEN = {item.name for item in fields(Recipe)} - {"lr"}
 
 
@@ -66,6 +68,10 @@ def adapt(
     amp: Annotated[bool | None, option("bfloat16 autocast. (default: where CUDA has it)", RUN, "--amp/--no-amp")] = None,
     seed: Annotated[int, option("Of data order, augmentation, dropout and a new head.", RUN)] = 0,
     output: Annotated[str | None, option("Folder of the run, never overwritten. (default: runs/<time>-<model>)", RUN)] = None,
+    push_to_hub: Annotated[str | None, option("OWNER/NAME of a repository to push the model to; checked before training.", HUB)] = None,
+    private: Annotated[bool, option("Make the repository private, if it is made.", HUB, "--private")] = False,
+    revision: Annotated[str | None, option("Branch to push to; made if missing. (default: main)", HUB)] = None,
+    create_pr: Annotated[bool, option("Open a pull request instead.", HUB, "--create-pr")] = False,
     quiet: Annotated[bool, option("Only the result.", RUN, "--quiet", "-q")] = False,
     as_json: Annotated[bool, option("The result as one JSON document on stdout.", RUN, "--json")] = False,
     version: Annotated[bool, option("Print the version.", RUN, "--version", callback=show_version, is_eager=True)] = False,
@@ -87,7 +93,21 @@ def adapt(
     )  # fmt: skip
     from .adaptation import run
 
-    print_result(run(config), as_json)
+    document = run(config)
+    print_result(document, as_json)
+    if push_to_hub:
+        push_result(document["output"], config)
+
+
+def push_result(directory: str, config: AdaptConfig) -> None:
+    """Push after everything is saved and printed, so that a failed push costs nothing."""
+    from .push import pushed
+
+    assert config.push_to_hub
+    address = pushed(
+        Path(directory), config.push_to_hub, config.private, config.revision, config.create_pr, quiet=config.quiet
+    )
+    print(f"pushed to {address}", file=sys.stderr if config.json or config.quiet else sys.stdout)
 
 
 def val_options(val_split: str) -> dict[str, Any]:

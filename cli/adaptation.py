@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import time
@@ -25,8 +26,9 @@ from timm_neutreno.hub import save_pretrained
 from timm_neutreno.smoothing import plot_similarity
 from timm_neutreno.support import find_layers
 from timm_neutreno.surgery import fidelity_holders
+from timm_neutreno.twins import twin_name
 
-from . import checkpoint, data, run_directory, summary
+from . import checkpoint, data, push, run_directory, summary
 from .config import AdaptConfig, Recipe, as_dict, check_config, resolve_recipe
 from .errors import CheckpointError, TrainingError, UsageError, one_line
 from .evaluate import Evaluation, evaluate
@@ -51,6 +53,8 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     narrator = Narrator(config.quiet)
     device = choose_device(config.device)
     share_cores(config, device)
+    if config.push_to_hub:
+        push.check_name(config.push_to_hub, config.private, config.revision, config.create_pr)
     source = checkpoint.find(config.checkpoint, config.arch, config.model_kwargs)
     config = replace(config, **settle_fidelity(config, source))
     images = data.find(config)
@@ -58,6 +62,9 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     if config.limit_batches:
         data.thin(images.val, config.limit_batches * recipe.batch_size)
     directory = run_directory.choose(config.output, f"neutreno-{source.name}")
+    if config.push_to_hub:  # as soon as nothing else can be refused, since it makes the repository
+        arch = twin_name(source.arch)
+        push.prepare(config.push_to_hub, config.private, config.revision, config.create_pr, arch)
 
     models = Models(source, images, config, recipe, device)
     plain = models.build(source.fidelity or 0.0, own=True)
@@ -98,6 +105,7 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     facts = dict(
         checkpoint=source.label, data=images.label, output=str(directory), epochs=recipe.epochs, seed=config.seed,
         device=str(device), skipped_images=images.skipped, seconds=round(time.perf_counter() - start, 1),
+        **checkpoint.origin(source),
     )  # fmt: skip
     return report(directory, config, results, model, models.new_head, facts)
 
@@ -259,6 +267,8 @@ def report(
     text = summary.readme("NeuTRENO adaptation", table, sentences, str(directory), notes)
     run_directory.write_text(directory / "README.md", text)
     document = summary.document(results, fidelities, sentences, **facts)
+    for_card = {**document, "adapted": summary.ADAPTED, "table": [summary.HEADER, *table]}
+    run_directory.write_text(directory / "results.json", json.dumps(for_card, indent=2) + "\n")
     document["table"] = summary.plain_table(table)
     return document
 

@@ -178,6 +178,21 @@ def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any]) -> Source:
     return Source(str(path), arch, None, overlay, args, head or 0)
 
 
+def origin(source: Source) -> dict[str, str | None]:
+    """The repository of the base model on the Hub, and its licence; None where we cannot know."""
+    if "file" in source.overlay:
+        return {"base_model": None, "license": None}
+    if isinstance(source.pretrained_cfg, dict):
+        on_hub = source.label.startswith(("hf-hub:", "hf_hub:"))
+        base = source.label.partition(":")[2].partition("@")[0] if on_hub else None
+        return {"base_model": base, "license": source.pretrained_cfg.get("license")}
+    tag = source.pretrained_cfg
+    name = f"{source.arch}.{tag}" if tag else source.arch
+    return {
+        key: get_pretrained_cfg_value(name, item) for key, item in (("base_model", "hf_hub_id"), ("license", "license"))
+    }
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state_dict in a file, unwrapped (module., _orig_mod., EMA, `model` and `state_dict` keys).
 

@@ -78,6 +78,10 @@ class AdaptConfig:
     amp: bool | None = None
     seed: int = 0
     output: str | None = None
+    push_to_hub: str | None = None
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
     quiet: bool = False
     json: bool = False
 
@@ -115,6 +119,8 @@ def check_config(config: AdaptConfig) -> None:
         raise UsageError(f"--learnable-fidelity takes layer or head, got {config.learnable_fidelity!r}.")
     if not 0 < config.val_fraction < 1:
         raise UsageError(f"--val-fraction must be between 0 and 1, got {config.val_fraction}.")
+    if not config.push_to_hub and (config.private or config.revision or config.create_pr):
+        raise UsageError("--private, --revision and --create-pr are for --push-to-hub OWNER/NAME, which is missing.")
 
 
 def as_dict(config: AdaptConfig, recipe: Recipe) -> dict[str, Any]:

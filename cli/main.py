@@ -12,6 +12,7 @@ from .adapt import adapt, show_version
 from .analyze import analyze
 from .errors import CliError, one_line
 from .models import models
+from .push import push
 
 Version = Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")]
 
@@ -27,6 +28,7 @@ app.callback()(options)
 app.command()(adapt)
 app.command()(analyze)
 app.command()(models)
+app.command()(push)
 
 adapt_app = typer.Typer(pretty_exceptions_enable=False, context_settings=SETTINGS)
 adapt_app.command()(adapt)

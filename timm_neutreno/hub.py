@@ -1,17 +1,27 @@
-"""Saving a NeuTRENO model so that `timm.create_model("local-dir:...")` or `"hf-hub:..."` gives it back."""
+"""Saving and pushing a NeuTRENO model so that `timm.create_model("local-dir:...")` or `"hf-hub:..."` gives it back.
+
+What config.json must keep, or repositories that exist stop loading: `architecture` (a registered `neutreno_*` name),
+`num_classes`, `model_args` with `fidelity` and `learnable_fidelity`, and timm's `pretrained_cfg`.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import yaml
+from huggingface_hub import HfApi
 from timm.models import save_for_hf
 from torch import nn
 
+from . import card, hub_client
+from .hub_errors import PushError
 from .support import find_layers
 from .surgery import fidelity_holders, is_patched
 
@@ -22,6 +32,7 @@ def save_pretrained(
     *,
     data_config: dict[str, Any] | None = None,
     label_names: Sequence[str] | None = None,
+    label_descriptions: Mapping[str, str] | None = None,
     tag: str | None = None,
 ) -> Path:
     """Write model.safetensors and config.json.
@@ -34,6 +45,7 @@ def save_pretrained(
         data_config: Preprocessing that the model was trained with (mean, std, crop_pct, interpolation, ...), if it is
             not the base model's.
         label_names: Class names by index, for inference widgets.
+        label_descriptions: A longer text for each of these names.
         tag: Pretrained tag of the result, instead of the base model's.
 
     Returns:
@@ -45,16 +57,97 @@ def save_pretrained(
     """
     directory = Path(directory)
     arguments = _model_arguments(model)
-    cfg = {"tag": tag} if tag else {}
+    model_config: dict[str, Any] = {"pretrained_cfg": {"tag": tag} if tag else {}}
+    if label_names:
+        model_config["label_names"] = list(label_names)
+    if label_descriptions:
+        model_config["label_descriptions"] = dict(label_descriptions)
     save_for_hf(
         model,
         str(directory),
-        model_config={"pretrained_cfg": cfg, **({"label_names": list(label_names)} if label_names else {})},
+        model_config=model_config,
         model_args=arguments,
         safe_serialization=True,
         data_config=data_config,
     )
     return directory
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    **kwargs: Any,
+) -> str:
+    """Push a model as one commit: model.safetensors, config.json, and a card if there is none of ours.
+
+    `import timm_neutreno, timm; timm.create_model(f"hf-hub:{repo_id}", pretrained=True)` loads it.
+
+    Args:
+        model: A `neutreno_*` model, or a registered timm model after `patch`.
+        repo_id: OWNER/NAME, or NAME for the token's own account. Made if missing.
+        private: Make the repository private, if it is made.
+        revision: A branch to push to, made if missing; None for main.
+        create_pr: Open a pull request against main instead.
+        **kwargs: As of `save_pretrained`.
+
+    Returns:
+        Address of the repository, branch or pull request.
+
+    Raises:
+        PushError: If it did not succeed; the repository is as it was.
+        ValueError: As `save_pretrained`, or if the name is none.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder, **kwargs)
+        return push_folder(folder, repo_id, private=private, revision=revision, create_pr=create_pr)
+
+
+def push_folder(
+    directory: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Push a run directory, or what `save_pretrained` wrote. Arguments, result and errors as of `push_to_hub`."""
+    directory = Path(directory)
+    config = json.loads((directory / "config.json").read_text())
+    target = hub_client.Target(repo_id, private, revision, create_pr)
+    target = hub_client.prepare(target, config["architecture"])
+    results = arguments = None
+    if (directory / "results.json").is_file():
+        results = json.loads((directory / "results.json").read_text())
+        if (directory / "args.yaml").is_file():
+            arguments = yaml.safe_load((directory / "args.yaml").read_text())
+    license = _license(config, results)
+
+    def write_card(old: str | None) -> str:
+        try:
+            return card.render(target.repo_id, config, results, arguments, license, old)
+        except ValueError as error:
+            raise PushError(f"{target.repo_id}: {error}") from error
+
+    # args.yaml and results.json stay here: they hold paths of this machine
+    names = ("model.safetensors", "config.json", *(("similarity.png",) if results else ()))
+    files = {name: directory / name for name in names if (directory / name).is_file()}
+    return hub_client.upload(target, files, write_card, f"NeuTRENO model {config['architecture']}")
+
+
+def _license(config: dict[str, Any], results: dict[str, Any] | None) -> str | None:
+    """The base model's; asked of the Hub where the base is there and its config.json does not say."""
+    license = results["license"] if results else config["pretrained_cfg"].get("license")
+    if not license and results and results.get("base_model"):
+        try:
+            data = HfApi().model_info(results["base_model"]).card_data
+        except Exception:  # the push is worth more than this line of the card
+            return None
+        license = data and (data.get("license_name") or data.get("license"))
+    return license or None
 
 
 def _model_arguments(model: Any) -> dict[str, Any]:

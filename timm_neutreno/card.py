@@ -1,0 +1,216 @@
+"""The model card: metadata, and sections between marks that a later push renews; all other text is a person's."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+BIBTEX = """@inproceedings{nguyen2023mitigating,
+  title={Mitigating Over-smoothing in Transformers via Regularized Nonlocal Functionals},
+  author={Nguyen, Tam and Nguyen, Tan M. and Baraniuk, Richard G.},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2023}
+}"""
+TAGS = ["timm", "image-classification", "neutreno"]  # not "transformers": its wrapper cannot import a plugin
+# names that the Hub knows; others go to license_name
+HUB_LICENSES = (
+    "apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gemma", "apple-ascl",
+    "apple-amlr",
+)  # fmt: skip
+FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
+LOCAL = re.compile(r"(?!(hf-hub:|hf_hub:|torch/|hfds/|hfids/|wds/|tfds/)).*[/\\]", re.IGNORECASE)
+
+
+def render(
+    repo_id: str,
+    config: dict[str, Any],
+    results: dict[str, Any] | None = None,
+    arguments: dict[str, Any] | None = None,
+    license: str | None = None,
+    old: str | None = None,
+) -> str:
+    """The text of README.md.
+
+    Args:
+        repo_id: OWNER/NAME.
+        config: The model's config.json.
+        results: A run's results.json; without it the card has no figures.
+        arguments: A run's args.yaml; without it the card has no recipe.
+        license: The base model's, as timm calls it.
+        old: The README.md that is there. Its text outside our marks, and metadata that we do not write, stay.
+
+    Raises:
+        ValueError: If the metadata in `old` is not YAML.
+    """
+    metadata, body = _split(old or "")
+    metadata = _merged(metadata, _metadata(repo_id, config, results, license))
+    name = repo_id.rpartition("/")[2]
+    sections = {"usage": _usage(repo_id), "model": _model(config, results, license)}
+    if results:
+        sections["results"] = _results(results)
+    if arguments:
+        sections["recipe"] = _recipe(arguments)
+    sections["citation"] = f"## Citation\n\n```bibtex\n{BIBTEX}\n```"
+    if not body.strip():
+        body = f"# {name}\n"
+    for key, text in sections.items():
+        body = _put(body, key, text)
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n{body.lstrip()}"
+
+
+def _marks(key: str) -> tuple[str, str]:
+    return f"<!-- timm_neutreno: {key}, renewed by every push -->", f"<!-- timm_neutreno: end of {key} -->"
+
+
+def _put(body: str, key: str, text: str) -> str:
+    """Replace the section, or add it at the end. A mark without its end is a person's text by now, and stays."""
+    begin, end = _marks(key)
+    section = f"{begin}\n\n{text}\n\n{end}"
+    found = re.compile(f"{re.escape(begin)}(?:(?!<!-- timm_neutreno: ).)*{re.escape(end)}", re.DOTALL)
+    if found.search(body):
+        return found.sub(lambda _: section, body, count=1)
+    return f"{body.rstrip()}\n\n{section}\n"
+
+
+def _split(text: str) -> tuple[dict[str, Any], str]:
+    match = FRONT.match(text)
+    if not match:
+        return {}, text
+    try:
+        metadata = yaml.safe_load(match[1]) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(
+            "The metadata between the --- lines of README.md is not YAML: repair it, then push."
+        ) from error
+    if not isinstance(metadata, dict):
+        raise ValueError("The metadata between the --- lines of README.md is not a mapping: repair it, then push.")
+    return metadata, text[match.end() :]
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = {**new, **{key: value for key, value in old.items() if key not in new}}
+    for key in ("tags", "datasets"):
+        theirs = old.get(key) or []
+        both = [*new.get(key, []), *([theirs] if isinstance(theirs, str) else theirs)]
+        if both:
+            merged[key] = list(dict.fromkeys(both))
+    return merged
+
+
+def _metadata(
+    repo_id: str, config: dict[str, Any], results: dict[str, Any] | None, license: str | None
+) -> dict[str, Any]:
+    data: dict[str, Any] = {"library_name": "timm", "pipeline_tag": "image-classification", "tags": TAGS}
+    if license:
+        known = license.lower() in HUB_LICENSES
+        data |= {"license": license.lower()} if known else {"license": "other", "license_name": license.lower()}
+    if not results:
+        return ModelCardData(**data).to_dict()
+    if results.get("base_model"):
+        data |= {"base_model": results["base_model"], "base_model_relation": "finetune"}
+    if dataset := _hub_dataset(results["data"]):
+        data["datasets"] = [dataset]
+    adapted = results["models"][results["adapted"]]
+    evaluated = [
+        EvalResult(
+            task_type="image-classification", dataset_type=dataset or _slug(shown(results["data"])),
+            dataset_name=shown(results["data"]), dataset_split="val", metric_type="accuracy", metric_name=name,
+            metric_value=adapted[key],
+        )
+        for key, name in (("top1", "top-1 accuracy, percent"), ("top5", "top-5 accuracy, percent"))
+    ]  # fmt: skip
+    index = eval_results_to_model_index(repo_id.rpartition("/")[2], evaluated)
+    return {**ModelCardData(**data, metrics=["accuracy"]).to_dict(), "model-index": index}
+
+
+def _hub_dataset(label: str) -> str | None:
+    match = re.match(r"hfi?ds/([\w.-]+(?:/[\w.-]+)?)", label)
+    return match[1] if match else None
+
+
+def shown(label: str) -> str:
+    """What a checkpoint or data set is called in public: of a local path only the last part."""
+    return LOCAL.sub("", label.rstrip("/\\"), count=1) if LOCAL.match(label) else label
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "images"
+
+
+def _usage(repo_id: str) -> str:
+    return f"""## How to load it
+
+```bash
+pip install timm-neutreno
+```
+
+```python
+import timm_neutreno  # first: it registers the neutreno_* models in timm
+import timm
+
+model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+```
+
+`Unknown model (neutreno_...)` from timm means that `import timm_neutreno` is missing. `@REVISION` after the name
+pins one."""
+
+
+def _model(config: dict[str, Any], results: dict[str, Any] | None, license: str | None) -> str:
+    arguments = config.get("model_args", {})
+    fidelity = f"{arguments.get('fidelity')}"
+    if learnable := arguments.get("learnable_fidelity"):
+        fidelity = f"learned per {learnable}, started at {fidelity}; the values are in the weights"
+    lines = [
+        "## Model",
+        "",
+        "A Vision Transformer with NeuTRENO attention ([paper](https://arxiv.org/abs/2312.00751)): every layer pulls "
+        "its tokens back to their values in the first one, against over-smoothing.",
+        "",
+        f"- Architecture: `{config['architecture']}`",
+        f"- Fidelity: {fidelity}",
+        f"- Input: {' x '.join(map(str, config['pretrained_cfg'].get('input_size', ())))}",
+        f"- Classes: {config['num_classes']}",
+    ]
+    if results:
+        base = results.get("base_model")
+        lines.append(
+            f"- Adapted from: {f'[{base}](https://huggingface.co/{base})' if base else shown(results['checkpoint'])}"
+        )
+    lines.append(
+        f"- Licence: {license}, the base model's" if license else "- Licence: the base model's, not known here"
+    )
+    return "\n".join(lines)
+
+
+def _results(results: dict[str, Any]) -> str:
+    header, *rows = results["table"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    images = results["models"][results["adapted"]]["images"]
+    return "\n".join(
+        [
+            "## Results",
+            "",
+            f"Data: {shown(results['data'])}, {images} val images, the same for every row. Accuracy in percent. "
+            "Similarity is the mean cosine similarity between the tokens of an image after the last block.",
+            "",
+            *lines,
+            "",
+            *(f"- {sentence}" for sentence in results["verdict"]),
+            "",
+            "![Token similarity by layer](similarity.png)",
+        ]
+    )
+
+
+def _recipe(arguments: dict[str, Any]) -> str:
+    names = ("seed", "fidelity_warmup", "lr", "device", "amp", "limit_batches")
+    values = {**arguments.get("recipe", {}), **{name: arguments.get(name) for name in names}}
+    recipe = ", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, ""))
+    versions = ", ".join(f"{key} {value}" for key, value in arguments.get("versions", {}).items())
+    return f"## Recipe\n\n`neutreno-adapt` with {recipe}.\n\nVersions: {versions}."
