@@ -153,7 +153,8 @@ def _differential_heads(module, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor
 
 
 def project_diff(attn, x, attn_mask=None, is_causal=False) -> Projected:
-    return Projected(*_differential_heads(attn, *attn.qkv(x).chunk(3, dim=2)), attn_mask, is_causal)
+    q, k, v = attn.qkv(x).chunk(3, dim=2)
+    return Projected(*_differential_heads(attn, q, k, v), attn_mask, is_causal)
 
 
 def _joint_projection(block, x: Tensor) -> list[Tensor]:
@@ -282,7 +283,8 @@ def output_diff(attn, u, x, p) -> Tensor:
 
 
 def output_sam(attn, u, x, p) -> Tensor:
-    return attn.proj_drop(attn.proj(_merge_heads(u))).view(*x.shape[:3], -1)
+    B, height, width, _ = x.shape
+    return attn.proj_drop(attn.proj(_merge_heads(u))).view(B, height, width, -1)
 
 
 def output_parallel(block, u, x, p) -> Tensor:
