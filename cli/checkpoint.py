@@ -13,7 +13,12 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError
 from timm.models import (
     get_arch_pretrained_cfgs,
@@ -316,6 +321,8 @@ def hub_errors(what: str) -> Iterator[None]:
         raise HubError(
             f"{what} is not in the local cache and the Hugging Face Hub cannot be reached. {instead}"
         ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{what} has no such revision: after the @ goes a branch, a tag or a commit of it.") from error
     except HfHubHTTPError as error:
         raise HubError(f"the Hugging Face Hub does not give {what}: {one_line(error)[:200]} {instead}") from error
     except Exception as error:

@@ -3,9 +3,10 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from hub_double import FINE, READ, WRITE, Hub
+from hub_double import FINE, READ, WRITE, Hub, Repository
 
 # what every process starts with; the waits between tries are cut short
 START = """
@@ -48,7 +49,7 @@ def run(hub, tmp_path):
 
 
 def test_push_twice_and_load_in_a_new_process(hub, run):
-    push = "m = model(); print(hub.push_to_hub(m, 'tiny')); torch.save(m(x), 'logits.pt')"
+    push = "m = model(); print(hub.push_to_hub(m, 'tiny', label_names=list('abc'), label_descriptions={'a': 'one'})); torch.save(m(x), 'logits.pt')"
     assert run(push) == f"{hub.address}/alice/tiny"
     assert run(push) == f"{hub.address}/alice/tiny"
     repository = hub.repositories["alice/tiny"]
@@ -57,6 +58,8 @@ def test_push_twice_and_load_in_a_new_process(hub, run):
     load = "m = fresh('hf-hub:alice/tiny'); assert torch.equal(m(x), torch.load('logits.pt')); print(m._model_args)"
     assert "0.45" in run(load, home="empty", token=None)
     run(load, home="empty", token=None, HF_HUB_OFFLINE="1")  # from the cache
+    config = json.loads(repository.revisions["main"]["config.json"])
+    assert (config["label_names"], config["label_descriptions"]) == (["a", "b", "c"], {"a": "one"})
 
 
 def test_private_branch_and_pull_request(hub, run):
@@ -195,6 +198,29 @@ def test_a_persons_text_survives(hub, run):
     assert "- mine" in card
     assert "EDITED" not in card
     assert card.count("# tiny") == 1
+
+
+def test_a_repository_of_an_older_version_keeps_loading(hub, run):
+    """tests/old_repository was written by 0.1.0. If this fails, repositories that exist stop loading."""
+    old = {path.name: path.read_bytes() for path in (Path(__file__).parent / "old_repository").iterdir()}
+    hub.repositories["alice/old"] = Repository(private=False)
+    hub.repositories["alice/old"].revisions["main"] = old
+    hub.repositories["alice/old"].revisions["v1"] = old
+    pixels = "torch.linspace(-2, 2, 3 * 16 * 16).reshape(1, 3, 16, 16)"
+    code = f"""
+from timm_neutreno_cli import checkpoint, errors
+for name in ("hf-hub:alice/old", "hf-hub:alice/old@v1"):
+    m = fresh(name)
+    torch.testing.assert_close(m({pixels})[0], torch.tensor([0.379542, 2.110553]), rtol=1e-4, atol=1e-4)
+print(m.pretrained_cfg["label_names"], m._model_args["learnable_fidelity"])
+try:
+    checkpoint.find("hf-hub:alice/old@nope")
+except errors.HubError as error:
+    print(error)
+"""
+    loaded, refused = run(code, token=None).splitlines()
+    assert loaded == "['cat', 'dog'] head"
+    assert "hf-hub:alice/old@nope has no such revision" in refused
 
 
 def test_timms_own_push_loads_back_as_neutreno(hub, run):
