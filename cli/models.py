@@ -12,9 +12,7 @@ from .errors import CheckpointError
 
 def models(
     pattern: Annotated[str, typer.Argument(help="Names to list, with * and ?, such as '*deit*'.")] = "*",
-    params: Annotated[
-        bool, typer.Option("--params", help="Count parameters; slow.")
-    ] = False,
+    params: Annotated[bool, typer.Option("--params", help="Count parameters; slow.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """List the models that `neutreno-adapt --checkpoint` and `timm.create_model("neutreno_...")` know."""
