@@ -49,7 +49,8 @@ def run(hub, tmp_path):
 
 
 def test_push_twice_and_load_in_a_new_process(hub, run):
-    push = "m = model(); print(hub.push_to_hub(m, 'tiny', label_names=list('abc'), label_descriptions={'a': 'one'})); torch.save(m(x), 'logits.pt')"
+    labels = "label_names=list('abc'), label_descriptions={'a': 'one'}"
+    push = f"m = model(); print(hub.push_to_hub(m, 'tiny', {labels})); torch.save(m(x), 'logits.pt')"
     assert run(push) == f"{hub.address}/alice/tiny"
     assert run(push) == f"{hub.address}/alice/tiny"
     repository = hub.repositories["alice/tiny"]
