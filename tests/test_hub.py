@@ -232,3 +232,8 @@ def test_features_wrapper_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Cannot save FeatureGetterNet: it wraps a model"):
         save_pretrained(wrapper, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_can_be_read_by_whoever_reads_the_config(tmp_path):
+    timm_neutreno.hub.save_pretrained(timm_neutreno.patch(build("vit")), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,8 @@ def save_pretrained(
         safe_serialization=True,
         data_config=data_config,
     )
+    # safetensors writes for its owner alone, but people share run directories
+    shutil.copymode(directory / "config.json", directory / "model.safetensors")
     return directory
 
 
