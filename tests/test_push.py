@@ -202,7 +202,7 @@ def test_a_persons_text_survives(hub, run):
 
 
 def test_a_repository_of_an_older_version_keeps_loading(hub, run):
-    """tests/old_repository was written by 0.1.0. If this fails, repositories that exist stop loading."""
+    """tests/old_repository was written by 0.1.0 (make_old_repository.py). If this fails, repositories that exist stop loading."""
     old = {path.name: path.read_bytes() for path in (Path(__file__).parent / "old_repository").iterdir()}
     hub.repositories["alice/old"] = Repository(private=False)
     hub.repositories["alice/old"].revisions["main"] = old
@@ -212,7 +212,7 @@ def test_a_repository_of_an_older_version_keeps_loading(hub, run):
 from timm_neutreno_cli import checkpoint, errors
 for name in ("hf-hub:alice/old", "hf-hub:alice/old@v1"):
     m = fresh(name)
-    torch.testing.assert_close(m({pixels})[0], torch.tensor([0.379542, 2.110553]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(m({pixels})[0], torch.tensor([-1.399334, 0.261924]), rtol=1e-4, atol=1e-4)
 print(m.pretrained_cfg["label_names"], m._model_args["learnable_fidelity"])
 try:
     checkpoint.find("hf-hub:alice/old@nope")
