@@ -202,7 +202,7 @@ def test_a_persons_text_survives(hub, run):
 
 
 def test_a_repository_of_an_older_version_keeps_loading(hub, run):
-    """tests/old_repository was written by 0.1.0 (make_old_repository.py). If this fails, repositories that exist stop loading."""
+    """Written by make_old_repository.py with 0.1.0. If this fails, repositories that exist stop loading."""
     old = {path.name: path.read_bytes() for path in (Path(__file__).parent / "old_repository").iterdir()}
     hub.repositories["alice/old"] = Repository(private=False)
     hub.repositories["alice/old"].revisions["main"] = old
