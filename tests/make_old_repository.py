@@ -1,4 +1,4 @@
-"""Made tests/old_repository with timm_neutreno 0.1.0: `python tests/make_old_repository.py`. Do not run it again for that.
+"""Made tests/old_repository with timm_neutreno 0.1.0: `python tests/make_old_repository.py`. Not to be run again.
 
 The stored files stand for repositories that users have; a newer version must load them as they are. Run it with a later
 version, into another folder, to store that one's too. Prints the logits that test_push.py expects.
