@@ -18,7 +18,7 @@ def run(monkeypatch, capsys, *words):
 
 
 def test_lists_every_supported_model_with_family_and_tags(monkeypatch, capsys):
-    code, printed = run(monkeypatch, capsys, "--json")
+    code, printed = run(monkeypatch, capsys, "--json", "--no-params")
     rows = {row["name"]: row for row in json.loads(printed.out)}
     assert code == 0
     assert list(rows) == timm_neutreno.supported_models()
@@ -29,7 +29,7 @@ def test_lists_every_supported_model_with_family_and_tags(monkeypatch, capsys):
 
 @pytest.mark.parametrize("pattern", ["deit_tiny_*", "neutreno_deit_tiny_*"])
 def test_pattern_and_parameters(monkeypatch, capsys, pattern):
-    code, printed = run(monkeypatch, capsys, pattern, "--params")
+    code, printed = run(monkeypatch, capsys, pattern)
     assert code == 0
     assert [line.split()[0] for line in printed.out.splitlines()] == [
         "deit_tiny_distilled_patch16_224",
