@@ -10,10 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from .config import RECIPES, AdaptConfig, Recipe
+from .config import RECIPES, AdaptConfig, Recipe, check_config
 from .errors import UsageError
+from .loggers import check as check_loggers
 
 DATA, MODEL, FIDELITY, TRAIN, RUN, HUB = "Data", "Checkpoint", "Fidelity", "Training", "Run", "Hugging Face Hub"
+SPEED, FAULTS = "Many GPUs, memory and speed", "Long runs"
 GIVEN = {item.name for item in fields(Recipe)} - {"lr"}
 
 
@@ -47,7 +49,7 @@ def adapt(
     control: Annotated[bool, option("Also fine-tune the same checkpoint at fidelity 0.", TRAIN)] = True,
     recipe: Annotated[str | None, option(f"{', '.join(RECIPES)}. The options below change it.", TRAIN)] = None,
     epochs: Annotated[int | None, option("Passes over the train images. (default: the recipe's)", TRAIN, min=1)] = None,
-    batch_size: Annotated[int | None, option("Images per step.", TRAIN, min=1)] = None,
+    batch_size: Annotated[int | None, option("Images per step, over all processes and accumulation steps.", TRAIN, min=1)] = None,
     lr: Annotated[float | None, option("Peak learning rate. (default: the recipe's, scaled to the batch)", TRAIN)] = None,
     min_lr: Annotated[float | None, option("Learning rate at the end.", TRAIN)] = None,
     weight_decay: Annotated[float | None, option("AdamW's; biases, norms and fidelities have none.", TRAIN)] = None,
@@ -63,10 +65,32 @@ def adapt(
     hflip: Annotated[float | None, option("Probability of mirroring an image.", TRAIN)] = None,
     crop_scale: Annotated[float | None, option("Smallest part of an image that a random crop keeps.", TRAIN)] = None,
     clip_grad: Annotated[float | None, option("Largest gradient norm; 0 for any.", TRAIN)] = None,
+    repeated_aug: Annotated[int | None, option("Augmentations of an image per epoch, of so many fewer images.", TRAIN, min=1)] = None,
+    ema_decay: Annotated[float | None, option("Average the weights, and evaluate them beside the raw ones; 0 for none.", TRAIN)] = None,
+    train: Annotated[str, option("What is trained: all, attention, fidelity or head. All but fidelity include the head.", TRAIN)] = "all",
+    teacher: Annotated[str | None, option("Distil from a timm model with the same classes.", TRAIN)] = None,
+    distill_weight: Annotated[float, option("Share of the teacher in the loss.", TRAIN)] = 0.5,
+    distill_temperature: Annotated[float, option("Of both softmaxes in it.", TRAIN)] = 1.0,
+    patience: Annotated[int | None, option("Stop after so many epochs without a better top-1.", TRAIN, min=1)] = None,
     limit_batches: Annotated[int | None, option("At most so many batches per epoch, of train and of val.", TRAIN, min=1)] = None,
     device: Annotated[str | None, option("cpu, cuda, ... (default: cuda if there is one)", RUN)] = None,
-    amp: Annotated[bool | None, option("bfloat16 autocast. (default: where CUDA has it)", RUN, "--amp/--no-amp")] = None,
+    gpus: Annotated[str | None, option("Processes to start on this machine, one per GPU: a number, or all.", SPEED)] = None,
+    fsdp: Annotated[bool, option("Shard model and optimizer over the processes.", SPEED, "--fsdp")] = False,
+    accumulate: Annotated[int, option("Split a step into so many forward and backward passes.", SPEED, min=1)] = 1,
+    grad_checkpointing: Annotated[bool, option("Recompute activations instead of keeping them.", SPEED, "--grad-checkpointing")] = False,
+    compile: Annotated[bool, option("torch.compile the training step's model.", SPEED, "--compile")] = False,
+    channels_last: Annotated[bool, option("Memory format of the images.", SPEED, "--channels-last")] = False,
+    amp: Annotated[bool | None, option("Mixed precision. (default: where CUDA has bfloat16)", SPEED, "--amp/--no-amp")] = None,
+    amp_dtype: Annotated[str, option("bfloat16 or float16, of mixed precision.", SPEED)] = "bfloat16",
+    tf32: Annotated[bool, option("TensorFloat-32 in float32 products.", SPEED, "--tf32/--no-tf32")] = True,
+    resume: Annotated[str | None, option("Go on with this run; auto: with --output if it is a run, else start it.", FAULTS)] = None,
+    allow_changes: Annotated[bool, option("Resume although settings or data differ.", FAULTS, "--allow-changes")] = False,
+    save_every_steps: Annotated[int | None, option("Save inside epochs too.", FAULTS, min=1)] = None,
+    time_limit: Annotated[float | None, option("Hours after which the run saves and stops, to be resumed.", FAULTS)] = None,
+    dry_run: Annotated[bool, option("Print the plan, from a few measured steps; write nothing.", RUN, "--dry-run")] = False,
+    log: Annotated[list[str] | None, option("tensorboard, wandb or trackio, beside metrics.jsonl and metrics.csv; repeat.", RUN)] = None,
     seed: Annotated[int, option("Of data order, augmentation, dropout and a new head.", RUN)] = 0,
+    seeds: Annotated[int, option("Run so many seeds, from --seed on, and compare in pairs.", RUN, min=1)] = 1,
     output: Annotated[str | None, option("Folder of the run, never overwritten. (default: runs/<time>-<model>)", RUN)] = None,
     push_to_hub: Annotated[str | None, option("OWNER/NAME of a repository to push the model to; checked before training.", HUB)] = None,
     private: Annotated[bool, option("Make the repository private, if it is made.", HUB, "--private")] = False,
@@ -86,16 +110,37 @@ def adapt(
     config = AdaptConfig(
         **{item.name: values[item.name] for item in fields(AdaptConfig) if item.name in values} | {
             "model_kwargs": parse_model_kwargs(model_kwargs or []),
+            "log": log or [],
             "settings": settings,
             "json": as_json,
             **val_options(val_split),
         }
     )  # fmt: skip
+    go(config)
+
+
+def go(config: AdaptConfig) -> None:
+    """Run here, or in as many processes as asked for."""
+    from . import processes
+    from .resume import as_config, find_run, read_arguments
+
+    config = find_run(config)
+    check_config(config)
+    check_loggers(config.log)
+    gpus = config.gpus
+    if config.resume and not gpus and (Path(config.resume) / "args.yaml").exists():
+        gpus = as_config(read_arguments(Path(config.resume))).gpus
+    if gpus and not processes.in_worker():
+        count = processes.count_gpus(gpus, config.device)
+        if count > 1:
+            sys.exit(processes.launch(count, sys.argv))
     from .adaptation import run
 
     document = run(config)
-    print_result(document, as_json)
-    if push_to_hub:
+    if processes.rank():
+        return
+    print_result(document, config.json)
+    if config.push_to_hub and not config.dry_run:
         push_result(document["output"], config)
 
 
@@ -145,10 +190,23 @@ def print_result(document: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps({key: value for key, value in document.items() if key != "table"}))
         return
+    if "plan" in document:
+        print(plan_text(document))
+        return
     print(f"\n{document['table']}\n")
     for sentence in document["verdict"]:
         print(sentence)
+    if "seeds" in document:
+        print(f"\nRuns, tables and models: {document['output']}")
+        return
     if document["skipped_images"]:
         print(f"Unreadable images were passed over {document['skipped_images']} times.")
     print(f"\n{document['seconds']:.0f} s. Model, checkpoints and plot: {document['output']}. Load it with:\n")
     print("\n".join(load_lines(document["output"])))
+
+
+def plan_text(document: dict[str, Any]) -> str:
+    """The plan as lines, with the files at the end."""
+    width = max(map(len, document["plan"]))
+    lines = [f"{name:<{width}}  {value}" for name, value in document["plan"].items()]
+    return "\n".join([*lines, f"{'writes':<{width}}  {', '.join(document['files'])}", "Nothing was written."])

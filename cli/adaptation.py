@@ -6,10 +6,9 @@ import json
 import os
 import platform
 import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,86 +27,204 @@ from timm_neutreno.support import find_layers
 from timm_neutreno.surgery import fidelity_holders
 from timm_neutreno.twins import twin_name
 
-from . import checkpoint, data, push, run_directory, summary
+from . import checkpoint, data, parallel, plan, processes, push, resume, run_directory, seeds, summary
 from .config import AdaptConfig, Recipe, as_dict, check_config, resolve_recipe
-from .errors import CheckpointError, TrainingError, UsageError, one_line
+from .errors import CheckpointError, Interrupted, TrainingError, UsageError, one_line
 from .evaluate import Evaluation, evaluate
+from .processes import Processes
 from .progress import Narrator
-from .train import Arm, learning_rate, train
+from .stopping import Stop
+from .train import EMA, Arm, Session, Trainer, learning_rate
+
+EVAL_BATCH = 128  # at most; fixed, so that the figures do not depend on the number of processes
 
 
 def run(config: AdaptConfig) -> dict[str, Any]:
-    """Adapt a checkpoint, and compare it with itself and with a control.
+    """Adapt a checkpoint, and compare it with itself and with a control. Called in every process of the run.
 
     Returns:
-        The result, as printed by --json.
+        The result, as printed by --json; empty in all processes but the first.
 
     Raises:
         CliError: One of its kinds; nothing that exists is overwritten.
     """
+    stop = Stop(config.time_limit)
+    with stop.listening():
+        members = processes.join(config.device)
+        document = run_seeds(config, members, stop) if config.seeds > 1 else run_one(config, members, stop)
+        processes.leave()
+    return document
+
+
+def run_seeds(config: AdaptConfig, members: Processes, stop: Stop) -> dict[str, Any]:
+    """The same run with several seeds, each in a folder of its own; then their mean, spread and paired difference."""
+    if config.resume:
+        directory = Path(config.resume)
+    else:
+        name = checkpoint.find(config.checkpoint, config.arch, config.model_kwargs).name
+        chosen = run_directory.choose(config.output, f"neutreno-{name}-seeds") if members.first else None
+        directory = processes.agree(chosen)
+    documents = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        folder = directory / f"seed-{seed}"
+        begun = processes.agree((folder / resume.ARGUMENTS).exists())
+        where = {"resume": str(folder), "output": None} if begun else {"resume": None, "output": str(folder)}
+        documents.append(run_one(replace(config, seed=seed, seeds=1, **where), members, stop, str(directory)))
+        if config.dry_run:
+            return documents[0]
+    if not members.first:
+        return {}
+    document = {**seeds.summarise(documents), "output": str(directory)}
+    run_directory.write_text(directory / "results.json", json.dumps(document, indent=2) + "\n")
+    run_directory.write_text(directory / "README.md", seeds.readme(document))
+    return document
+
+
+def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: str | None = None) -> dict[str, Any]:
+    """One seed: the story in order. `resume_label` is the folder to name for resuming, if not the run's own."""
     start = time.perf_counter()
+    earlier = None
+    if config.resume:
+        if (finished := processes.agree(resume.result(Path(config.resume)))) is not None:
+            return finished if members.first else {}
+        config, earlier = resume.settle(config)
     check_config(config)
     recipe = resolve_recipe(config)
     if config.fidelity_warmup and config.fidelity_warmup >= recipe.epochs:
         raise UsageError(f"--fidelity-warmup {config.fidelity_warmup:g} must be shorter than --epochs {recipe.epochs}.")
-    narrator = Narrator(config.quiet)
-    device = choose_device(config.device)
+    if config.fsdp and (recipe.ema_decay or config.amp_dtype == "float16"):
+        raise UsageError("--fsdp takes bfloat16 and no averaged weights: pass --ema-decay 0 and --amp-dtype bfloat16.")
+    narrator = Narrator(config.quiet or not members.first)
+    device = choose_device(config.device, members)
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     share_cores(config, device)
-    if config.push_to_hub:
+    if config.push_to_hub and members.first:
         push.check_name(config.push_to_hub, config.private, config.revision, config.create_pr)
     source = checkpoint.find(config.checkpoint, config.arch, config.model_kwargs)
     config = replace(config, **settle_fidelity(config, source))
     images = data.find(config)
-    recipe = replace(recipe, batch_size=min(recipe.batch_size, _length(images.train, recipe.batch_size)))
+    recipe = replace(recipe, batch_size=fit_batch(recipe, images, config, members))
     if config.limit_batches:
         data.thin(images.val, config.limit_batches * recipe.batch_size)
-    directory = run_directory.choose(config.output, f"neutreno-{source.name}")
-    if config.push_to_hub:  # as soon as nothing else can be refused, since it makes the repository
-        arch = twin_name(source.arch)
-        push.prepare(config.push_to_hub, config.private, config.revision, config.create_pr, arch)
+    if earlier is not None:
+        directory = Path(config.resume or "")
+        resume.check_data(earlier, data.fingerprint(images), config)
+    else:
+        chosen = run_directory.choose(config.output, f"neutreno-{source.name}") if members.first else None
+        directory = processes.agree(chosen)
+    if config.push_to_hub and members.first and not config.dry_run:
+        # as soon as nothing else can be refused, since it makes the repository
+        push.prepare(
+            config.push_to_hub, config.private, config.revision, config.create_pr, twin_name(source.arch)
+        )
 
     models = Models(source, images, config, recipe, device)
     plain = models.build(source.fidelity or 0.0, own=True)
     data_config = {**resolve_model_data_config(plain), "input_size": get_model_input_config(plain)["input_size"]}
+    teacher = parallel.load_teacher(config, images.num_classes, device)
     lr = learning_rate(recipe, config.lr)
-    announce(narrator, config, source, images, recipe, lr, data_config, device)
-    run_directory.create(directory)
-    run_directory.write_text(directory / "args.yaml", _arguments(config, recipe, lr, data_config, images, device))
+    session = Session(config, recipe, lr, device, members, narrator, stop, resume_label or str(directory))
+    announce(session, source, images, data_config)
 
-    def loaders() -> dict[str, Any]:
-        return {part: data.loader(images, part, recipe, data_config, config, device) for part in ("train", "val")}
+    def train_loader() -> data.Loader:
+        return data.train_loader(images, recipe, data_config, config, device, members)
+
+    val = data.val_loader(images, min(recipe.batch_size, EVAL_BATCH), data_config, config, device, members)
+    if config.dry_run:
+        return plan.make(session, models.build(config.fidelity), teacher, train_loader(), directory, images)
+    if members.first:
+        run_directory.create(directory)
+        run_directory.sweep(directory)
+        run_directory.write_text(directory / resume.ARGUMENTS, _arguments(session, data_config, images, earlier))
+    results = Results(directory, members.first)
 
     def evaluated(model: nn.Module) -> Evaluation:
-        return evaluate(model, islice(val, config.limit_batches), device, autocast(config, device))
+        return evaluate(model, val, device, parallel.autocast(config, device), stop=stop)
 
-    val = data.loader(images, "val", recipe, data_config, config, device)
-    results = {summary.BEFORE: evaluated(plain), summary.UNADAPTED: evaluated(models.build(config.fidelity))}
-    del plain
+    try:
+        results.once(summary.BEFORE, lambda: evaluated(plain))
+        del plain
+        results.once(summary.UNADAPTED, lambda: evaluated(models.build(config.fidelity)))
+    except Interrupted as error:
+        raise Interrupted(f"{one_line(error)} Nothing was trained yet. {session.resume_line}") from error
 
-    def trained(name: str, fidelity: float, folder: Path) -> nn.Module:
-        """Train one arm from the checkpoint, on data in the same order."""
+    def trained(name: str, row: str, fidelity: float, folder: Path) -> nn.Module:
+        """Train one arm from the checkpoint, on data in the same order, and save it."""
+        if members.first:
+            run_directory.create(folder)
+            run_directory.sweep(folder)
+        processes.agree(None)  # the others look into the folder when it is there
         model = models.build(fidelity)
-        arm = Arm(name, fidelity, config.fidelity_warmup, run_directory.create(folder))
         if not fidelity:
             freeze_fidelity(model)
-        row = summary.ADAPTED if name == "adapted" else summary.CONTROL
-        results[row] = train(
-            model, loaders(), arm, recipe, lr=lr, device=device, autocast=autocast(config, device), narrator=narrator,
-            limit_batches=config.limit_batches, context={"arch": f"neutreno_{source.arch}"}, seed=config.seed,
-        )  # fmt: skip
-        return model
+        arm = Arm(name, fidelity, config.fidelity_warmup, folder, {"arch": f"neutreno_{source.arch}"})
+        trainer = Trainer(model, teacher, train_loader(), val, arm, session)
+        evaluations = trainer.run()
+        results.add({row + (summary.AVERAGED if kind == EMA else ""): value for kind, value in evaluations.items()})
+        whole = models.whole(model, fidelity) if config.fsdp else model
+        if members.first:
+            if trainer.ema is not None:
+                save(trainer.ema, run_directory.create(folder / "ema"), data_config, images)
+            save(whole, folder, data_config, images)
+        return whole
 
     assert config.fidelity is not None
-    if config.control:
-        trained("control", 0.0, directory / "control")
-    model = trained("adapted", config.fidelity, directory)
-    save(model, directory, data_config, images)
+    control = directory / "control"
+    if config.control and not processes.agree((control / "model.safetensors").exists()):
+        trained("control", summary.CONTROL, 0.0, control)
+    model = trained("adapted", summary.ADAPTED, config.fidelity, directory)
     facts = dict(
         checkpoint=source.label, data=images.label, output=str(directory), epochs=recipe.epochs, seed=config.seed,
-        device=str(device), skipped_images=images.skipped, seconds=round(time.perf_counter() - start, 1),
-        **checkpoint.origin(source),
+        device=str(device), processes=members.count, skipped_images=images.skipped,
+        seconds=round(time.perf_counter() - start, 1), **checkpoint.origin(source),
     )  # fmt: skip
-    return report(directory, config, results, model, models.new_head, facts)
+    return report(directory, config, results.rows, model, models.new_head, facts) if members.first else {}
+
+
+class Results:
+    """The run's evaluations, kept in a file as they come: a resumed run does not make them again."""
+
+    def __init__(self, directory: Path, writes: bool):
+        self.path, self.writes = directory / "evaluations.json", writes
+        known = json.loads(self.path.read_text()) if writes and self.path.exists() else {}
+        self.rows = {name: Evaluation(**value) for name, value in processes.agree(known).items()}
+
+    def once(self, name: str, measure: Callable[[], Evaluation]) -> None:
+        if name not in self.rows:
+            self.add({name: measure()})
+
+    def add(self, rows: dict[str, Evaluation]) -> None:
+        self.rows.update(rows)
+        if self.writes:
+            text = json.dumps({name: asdict(value) for name, value in self.rows.items()}, indent=2)
+            run_directory.write_text(self.path, text + "\n")
+
+
+def fit_batch(recipe: Recipe, images: data.Data, config: AdaptConfig, members: Processes) -> int:
+    """The images of a step: at most the train images, and the same number for each process and accumulation step.
+
+    Raises:
+        UsageError: If they cannot be dealt out evenly, or a stream would have to be.
+    """
+    if data.is_stream(images.train):
+        if members.count > 1 or config.save_every_steps:
+            raise UsageError(
+                f"{config.data} is a stream, which cannot be dealt out to processes or entered in the middle: use one "
+                "process without --save-every-steps, or a folder of images."
+            )
+        return recipe.batch_size
+    parts = members.count * config.accumulate
+    step = parts * (2 if recipe.mixup or recipe.cutmix else 1)  # mixing pairs images
+    size = recipe.batch_size
+    if size > len(images.train):
+        size = len(images.train) - len(images.train) % step
+    if size % step or not size:
+        down = max(size - size % step, step)
+        raise UsageError(
+            f"--batch-size {size} cannot be dealt out evenly to {members.count} processes x {config.accumulate} "
+            f"accumulation steps{' in pairs for mixup' if step > parts else ''}. Use {down} or {down + step}."
+        )
+    return size
 
 
 class Models:
@@ -139,6 +256,14 @@ class Models:
             random_seed(self.config.seed)
             model.reset_classifier(self.num_classes)  # type: ignore[operator]
         return model.to(self.device)
+
+    def whole(self, sharded: nn.Module, fidelity: float) -> nn.Module:
+        """A model with the weights of a sharded one; all processes must call it."""
+        weights = parallel.gather_weights(sharded)
+        model = self.build(fidelity)
+        if weights:
+            model.load_state_dict(weights)
+        return model
 
 
 def other_classes(source: checkpoint.Source, images: data.Data) -> str:
@@ -175,8 +300,10 @@ def freeze_fidelity(model: nn.Module) -> None:
                 holder.fidelity.requires_grad_(False)
 
 
-def choose_device(name: str | None) -> torch.device:
+def choose_device(name: str | None, members: Processes) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
+        name = f"cuda:{members.local_rank}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -192,46 +319,41 @@ def share_cores(config: AdaptConfig, device: torch.device) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - workers))
 
 
-def autocast(config: AdaptConfig, device: torch.device) -> AbstractContextManager:
-    """bfloat16 where the device has it; on the CPU only if asked for, where it is mostly slower."""
-    wanted = config.amp if config.amp is not None else device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, dtype=torch.bfloat16) if wanted else nullcontext()
-
-
-def _length(dataset: Any, default: int) -> int:
-    try:
-        return len(dataset)
-    except TypeError:  # a stream
-        return default
-
-
-def announce(narrator, config, source, images, recipe, lr, data_config, device) -> None:
+def announce(session: Session, source: checkpoint.Source, images: data.Data, data_config: dict[str, Any]) -> None:
     """Say what is about to happen."""
+    config, recipe, say = session.config, session.recipe, session.narrator.say
     learnable = f", learnable per {config.learnable_fidelity}" if config.learnable_fidelity else ""
     warmup = f", rising over {config.fidelity_warmup:g} epochs" if config.fidelity_warmup else ""
-    narrator.say(f"checkpoint  {source.label} ({source.arch}), input {'x'.join(map(str, data_config['input_size']))}")
-    narrator.say(f"data        {images.label}: {images.num_classes} classes")
-    narrator.say(f"fidelity    {config.fidelity:g}{learnable}{warmup}")
-    narrator.say(
-        f"training    {recipe.epochs} epochs, batch {recipe.batch_size}, AdamW {lr:.2e}, seed {config.seed}, {device}"
+    count = f"{session.processes.count} processes, " if session.processes.count > 1 else ""
+    say(f"checkpoint  {source.label} ({source.arch}), input {'x'.join(map(str, data_config['input_size']))}")
+    say(f"data        {images.label}: {images.num_classes} classes")
+    say(f"fidelity    {config.fidelity:g}{learnable}{warmup}")
+    say(
+        f"training    {recipe.epochs} epochs, batch {recipe.batch_size}, AdamW {session.lr:.2e}, seed {config.seed}, "
+        f"{count}{session.device}"
     )
     if difference := other_classes(source, images):
-        narrator.say(f"head        initialised anew: {difference}")
+        say(f"head        initialised anew: {difference}")
 
 
-def _arguments(config, recipe, lr, data_config, images, device) -> str:
+def _arguments(session: Session, data_config: dict[str, Any], images: data.Data, earlier: dict[str, Any] | None) -> str:
     resolved = {key: list(value) if isinstance(value, tuple) else value for key, value in data_config.items()}
+    versions = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "timm", "timm-neutreno")},
+    }
     values = {
-        **as_dict(config, recipe),
-        "lr": lr,
-        "device": str(device),
+        **as_dict(session.config, session.recipe),
+        "lr": session.lr,
+        "device": session.device.type if session.processes.count > 1 else str(session.device),
+        "gpus": str(session.processes.count) if session.processes.count > 1 else None,
         "data_config": resolved,
         "class_names": images.class_names,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "timm", "timm-neutreno")},
-        },
+        resume.FINGERPRINT: data.fingerprint(images),
+        "versions": versions,
     }
+    if earlier is not None:
+        values |= {"versions": earlier["versions"], "resumed": [*earlier.get("resumed", []), versions]}
     return yaml.safe_dump(values, sort_keys=False)
 
 
@@ -251,8 +373,7 @@ def report(
     directory: Path, config: AdaptConfig, results: dict[str, Evaluation], model: nn.Module, new_head: bool, facts: dict
 ) -> dict[str, Any]:
     """Write similarity.png, results.json and README.md; return the result."""
-    order = (summary.BEFORE, summary.UNADAPTED, summary.CONTROL, summary.ADAPTED)
-    results = {name: results[name] for name in order if name in results}
+    results = {name: results[name] for name in summary.ORDER if name in results}
     fidelities = _fidelities(config, results, model)
     table = summary.rows(results, fidelities, new_head)
     sentences = summary.verdict(results)
@@ -285,4 +406,5 @@ def _fidelities(config: AdaptConfig, results: dict[str, Evaluation], model: nn.M
         summary.CONTROL: "0",
         summary.ADAPTED: after,
     }
+    values |= {arm + summary.AVERAGED: values[arm] for arm in (summary.CONTROL, summary.ADAPTED)}
     return {name: values[name] for name in results}

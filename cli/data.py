@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import random
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import FastCollateMixup, ImageDataset, create_dataset, create_loader
-from torch.utils.data import DataLoader
+from timm.data import FastCollateMixup, ImageDataset, create_dataset, create_loader, create_transform
+from timm.data.loader import PrefetchLoader, fast_collate
+from torch.utils.data import DataLoader, IterableDataset
 
 from .config import AdaptConfig, Recipe
 from .errors import DataError, one_line
+from .order import Batches, Order, Seeded
+from .processes import Processes
+from .stopping import in_loader_worker
 
 TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "valid", "test")
 
@@ -216,6 +223,109 @@ def _scheme_classes(dataset: Any) -> list[str] | None:
     return list(classes) if classes else None
 
 
+@dataclass
+class Loader:
+    """timm's prefetching loader over the images of one part.
+
+    Attributes:
+        batches: Iterable of (images, target) on the device.
+        input_size: (channels, height, width).
+        rounds: Batches that the process with the most of them has.
+        order: Which images come when; None for a stream, which decides itself.
+        images: The dataset.
+    """
+
+    batches: Any
+    input_size: tuple[int, ...]
+    rounds: int
+    order: Order | None
+    images: Any
+
+    def names(self, epoch: int, step: int) -> list[str]:
+        """Files of this process in a step, as far as the source tells."""
+        if self.order is None or not hasattr(self.images, "filename"):
+            return []
+        self.order.go_to(epoch, step)
+        parts = islice(self.order, self.order.accumulate)
+        return [str(self.images.filename(index, absolute=True)) for keys in parts for index, _ in keys]
+
+
+def is_stream(images: Any) -> bool:
+    return isinstance(images, IterableDataset)
+
+
+def train_loader(
+    data: Data, recipe: Recipe, data_config: dict[str, Any], config: AdaptConfig, device: torch.device,
+    processes: Processes,
+) -> Loader:  # fmt: skip
+    """Augmented train images, in an order that depends on the seed alone. Random erasing is left to the training step."""
+    workers = default_workers() if config.workers is None else config.workers
+    collate = _mixing(recipe, data.num_classes) if recipe.mixup or recipe.cutmix else fast_collate
+    augmentation = dict(
+        scale=(recipe.crop_scale, 1.0), hflip=recipe.hflip, color_jitter=recipe.color_jitter,
+        auto_augment=recipe.auto_augment or None, interpolation=data_config["interpolation"],
+    )  # fmt: skip
+    if is_stream(data.train):
+        batches = create_loader(
+            data.train, data_config["input_size"], recipe.batch_size // config.accumulate, is_training=True,
+            mean=data_config["mean"], std=data_config["std"], num_workers=workers, persistent_workers=False,
+            collate_fn=collate, pin_memory=device.type == "cuda", device=device, **augmentation,
+        )  # fmt: skip
+        return Loader(batches, data_config["input_size"], len(batches), None, data.train)
+    order = Order(
+        len(data.train), recipe.batch_size, config.seed, processes.rank, processes.count, config.accumulate,
+        recipe.repeated_aug, config.limit_batches,
+    )  # fmt: skip
+    data.train.transform = create_transform(
+        data_config["input_size"], is_training=True, mean=data_config["mean"], std=data_config["std"],
+        use_prefetcher=True, **augmentation,
+    )  # fmt: skip
+    batches = _prefetched(Seeded(data.train), order, collate, workers, data_config, device)
+    return Loader(batches, data_config["input_size"], len(order), order, data.train)
+
+
+def val_loader(
+    data: Data, batch_size: int, data_config: dict[str, Any], config: AdaptConfig, device: torch.device,
+    processes: Processes,
+) -> Loader:  # fmt: skip
+    """Val images under the checkpoint's own preprocessing."""
+    workers = default_workers() if config.workers is None else config.workers
+    preprocessing = dict(
+        interpolation=data_config["interpolation"], mean=data_config["mean"], std=data_config["std"],
+        crop_pct=data_config["crop_pct"], crop_mode=data_config.get("crop_mode"),
+    )  # fmt: skip
+    size = data_config["input_size"]
+    if is_stream(data.val):
+        batches = create_loader(
+            data.val, size, batch_size, num_workers=workers, persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda", device=device, **preprocessing,
+        )  # fmt: skip
+        return Loader(_Limited(batches, config.limit_batches), size, 0, None, data.val)
+    own = Batches(len(data.val), batch_size, processes.rank, processes.count, config.limit_batches)
+    rounds = len(Batches(len(data.val), batch_size, 0, processes.count, config.limit_batches))
+    data.val.transform = create_transform(size, use_prefetcher=True, **preprocessing)
+    return Loader(_prefetched(data.val, own, fast_collate, workers, data_config, device), size, rounds, None, data.val)
+
+
+def _prefetched(dataset, batch_sampler, collate, workers, data_config, device) -> PrefetchLoader:
+    loader = DataLoader(
+        dataset, batch_sampler=batch_sampler, collate_fn=collate, num_workers=workers, pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0, worker_init_fn=in_loader_worker,
+    )  # fmt: skip
+    mean, std = data_config["mean"], data_config["std"]
+    return PrefetchLoader(loader, mean, std, channels=data_config["input_size"][0], device=device)
+
+
+class _Limited:
+    """The first batches of a stream."""
+
+    def __init__(self, batches: Any, limit: int | None):
+        self.batches, self.limit = batches, limit
+
+    def __iter__(self):
+        return islice(self.batches, self.limit)
+
+
 def thin(images: Any, count: int) -> None:
     """Keep `count` images, spread evenly: the first ones of a folder would be of one class."""
     samples = getattr(getattr(images, "reader", None), "samples", None)
@@ -223,36 +333,19 @@ def thin(images: Any, count: int) -> None:
         images.reader.samples = [samples[i * len(samples) // count] for i in range(count)]
 
 
-def loader(
-    data: Data, part: str, recipe: Recipe, data_config: dict[str, Any], config: AdaptConfig, device: torch.device
-) -> DataLoader:
-    """timm's loader for one part: augmented and shuffled for "train", the checkpoint's own preprocessing for "val"."""
-    training = part == "train"
-    mixing = training and (recipe.mixup or recipe.cutmix)
-    workers = default_workers() if config.workers is None else config.workers
-    augmentation: dict[str, Any] = {}
-    if training:
-        augmentation = dict(
-            scale=(recipe.crop_scale, 1.0), hflip=recipe.hflip, color_jitter=recipe.color_jitter,
-            auto_augment=recipe.auto_augment or None, re_prob=recipe.random_erasing, re_mode="pixel",
-        )  # fmt: skip
-    return create_loader(
-        getattr(data, part),
-        input_size=data_config["input_size"],
-        batch_size=recipe.batch_size,
-        is_training=training,
-        interpolation=data_config["interpolation"],
-        mean=data_config["mean"],
-        std=data_config["std"],
-        crop_pct=data_config["crop_pct"],
-        crop_mode=data_config.get("crop_mode"),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        collate_fn=_mixing(recipe, data.num_classes) if mixing else None,
-        pin_memory=device.type == "cuda",
-        device=device,
-        **augmentation,
-    )
+def fingerprint(data: Data) -> dict[str, Any]:
+    """What tells one set of images from another: how many, their classes, and a hash of names and classes."""
+    parts: dict[str, Any] = {"classes": data.class_names or data.num_classes}
+    for name, images in (("train", data.train), ("val", data.val)):
+        if is_stream(images):
+            continue
+        samples = getattr(getattr(images, "reader", None), "samples", None)
+        parts[f"{name} images"] = len(images)
+        if samples:
+            root = str(images.reader.root)
+            text = json.dumps([[os.path.relpath(path, root), int(target)] for path, target in samples])
+            parts[f"{name} names"] = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return parts
 
 
 def _mixing(recipe: Recipe, num_classes: int) -> FastCollateMixup:
@@ -262,5 +355,6 @@ def _mixing(recipe: Recipe, num_classes: int) -> FastCollateMixup:
 
 
 def default_workers() -> int:
-    """Leave one core to the model, and do not start more loaders than usually help."""
-    return min(8, max(0, (os.cpu_count() or 1) - 1))
+    """Leave one core to the model, and do not start more loaders than usually help. All processes share the cores."""
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, max(0, (os.cpu_count() or 1) // processes_here - 1))

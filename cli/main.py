@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
+from . import processes
 from .adapt import adapt, show_version
 from .analyze import analyze
 from .errors import CliError, one_line
@@ -41,17 +42,37 @@ def run(commands: typer.Typer) -> None:
     except CliError as error:
         if os.environ.get("NEUTRENO_DEBUG"):
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        if processes.may_speak():
+            print(f"error: {where()}{one_line(error)}", file=sys.stderr)
+        leave(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted.", file=sys.stderr)
+        leave(130)
     except Exception as error:
         if os.environ.get("NEUTRENO_DEBUG"):
             raise
+        if not processes.may_speak():
+            leave(1)
         print(
-            f"error: unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of timm-neutreno: run "
+            f"error: {where()}unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of timm-neutreno: run "
             "again with NEUTRENO_DEBUG=1 and report the traceback.",
             file=sys.stderr,
         )
-        sys.exit(1)
+        leave(1)
+
+
+def where() -> str:
+    """Which process speaks, if it is not the first: its error may be its machine's."""
+    return f"[process {processes.rank()}] " if processes.rank() else ""
+
+
+def leave(code: int) -> NoReturn:
+    """Exit; in a run of several processes at once, since a clean end would wait for the others."""
+    if processes.in_worker():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main() -> None:
@@ -62,3 +83,8 @@ def main() -> None:
 def adapt_main() -> None:
     """`neutreno-adapt`: the same as `neutreno adapt`."""
     run(adapt_app)
+
+
+if __name__ == "__main__":  # a worker, with the whole command line of its launcher
+    sys.argv = sys.argv[1:]
+    (adapt_main if "adapt" in os.path.basename(sys.argv[0]) else main)()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from .errors import OutputError, UsageError
+from .errors import CheckpointError, OutputError, UsageError
 
-LAST, BEST = "last.pth.tar", "best.pth.tar"
+LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "best.pth.tar"
 
 
 def choose(output: str | None, model_name: str) -> Path:
@@ -81,12 +81,61 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda beside: beside.write_text(text))
 
 
-def append_metrics(directory: Path, record: dict[str, Any]) -> None:
-    """Add one line to metrics.jsonl."""
-    path = directory / "metrics.jsonl"
-    with writing(path), path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    write_whole(path, lambda beside: torch.save(state, beside))
+    """Write a checkpoint that survives a crash of the machine."""
+
+    def write(beside: Path) -> None:
+        with beside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    if path.name == LAST and path.exists():
+        keep = path.with_name(f".{PREVIOUS}.{os.getpid()}")
+        keep.unlink(missing_ok=True)
+        with writing(path):
+            os.link(path, keep)  # a second name: at no instant is there no whole checkpoint
+            keep.replace(path.with_name(PREVIOUS))
+    write_whole(path, write)
+
+
+def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The newest whole checkpoint of an arm, and a sentence about those that are damaged.
+
+    Every byte is compared with the checksums that torch.save wrote.
+
+    Returns:
+        (state, warning); (None, None) if there is none yet.
+
+    Raises:
+        CheckpointError: If there are some and none is whole.
+    """
+    damaged = []
+    for name in (LAST, PREVIOUS):
+        path = directory / name
+        if not path.exists():
+            continue
+        if fault := _fault(path):
+            damaged.append(f"{path} is damaged ({fault})")
+            continue
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        warning = f"{'; '.join(damaged)}: going on from {path}, epoch {state['epoch'] + 1}." if damaged else None
+        return state, warning
+    if damaged:
+        raise CheckpointError(f"{' and '.join(damaged)}. Nothing can be resumed; start anew with another --output.")
+    return None, None
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as file:
+            bad = file.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        return str(error) or "truncated"
+    return f"wrong checksum of {bad}" if bad else None
+
+
+def sweep(directory: Path) -> None:
+    """Remove what a killed process had half written."""
+    for half in (*directory.glob(".*.pth.tar.*"), *directory.glob(".*.json.*"), *directory.glob(".*.csv.*")):
+        half.unlink()

@@ -15,6 +15,8 @@ BEFORE, UNADAPTED, ADAPTED, CONTROL = (
     "NeuTRENO, adapted",
     "control, fidelity 0",
 )
+AVERAGED = ", EMA"  # after the name of an arm: its averaged weights
+ORDER = (BEFORE, UNADAPTED, CONTROL, CONTROL + AVERAGED, ADAPTED, ADAPTED + AVERAGED)
 HEADER = ("model", "fidelity", "top-1", "top-5", "loss", "similarity")
 
 

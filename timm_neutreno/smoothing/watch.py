@@ -32,6 +32,11 @@ class Recorder:
         total = self._totals[metric][layer]
         total[:] = [total[0] + new if total else new]
 
+    def drain(self, metric: str) -> Tensor:
+        """Give the sums of one metric away and start anew: (layers, 3) float64 of count, sum and sum of squares."""
+        totals = [total.pop() for total in self._totals[metric]]
+        return torch.stack(totals)
+
     def result(self) -> Smoothing:
         """The mean and standard deviation over all images so far.
 
