@@ -127,11 +127,12 @@ def go(config: AdaptConfig) -> None:
     config = find_run(config)
     check_config(config)
     check_loggers(config.log)
-    gpus = config.gpus
-    if config.resume and not gpus and (Path(config.resume) / "args.yaml").exists():
-        gpus = as_config(read_arguments(Path(config.resume))).gpus
+    gpus, device = config.gpus, config.device
+    if config.resume and (Path(config.resume) / "args.yaml").exists():
+        earlier = as_config(read_arguments(Path(config.resume)))
+        gpus, device = gpus or earlier.gpus, device or earlier.device
     if gpus and not processes.in_worker():
-        count = processes.count_gpus(gpus, config.device)
+        count = processes.count_gpus(gpus, device)
         if count > 1:
             sys.exit(processes.launch(count, sys.argv))
     from .adaptation import run

@@ -34,7 +34,7 @@ from .evaluate import Evaluation, evaluate
 from .processes import Processes
 from .progress import Narrator
 from .stopping import Stop
-from .train import EMA, Arm, Session, Trainer, learning_rate
+from .train import EMA, Arm, Session, Trainer, explain, learning_rate
 
 EVAL_BATCH = 128  # at most; fixed, so that the figures do not depend on the number of processes
 
@@ -51,7 +51,10 @@ def run(config: AdaptConfig) -> dict[str, Any]:
     stop = Stop(config.time_limit)
     with stop.listening():
         members = processes.join(config.device)
-        document = run_seeds(config, members, stop) if config.seeds > 1 else run_one(config, members, stop)
+        try:
+            document = run_seeds(config, members, stop) if config.seeds > 1 else run_one(config, members, stop)
+        except Exception as error:
+            raise explain(error) from error
         processes.leave()
     return document
 
@@ -114,9 +117,7 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
         directory = processes.agree(chosen)
     if config.push_to_hub and members.first and not config.dry_run:
         # as soon as nothing else can be refused, since it makes the repository
-        push.prepare(
-            config.push_to_hub, config.private, config.revision, config.create_pr, twin_name(source.arch)
-        )
+        push.prepare(config.push_to_hub, config.private, config.revision, config.create_pr, twin_name(source.arch))
 
     models = Models(source, images, config, recipe, device)
     plain = models.build(source.fidelity or 0.0, own=True)

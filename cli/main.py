@@ -12,6 +12,7 @@ from . import processes
 from .adapt import adapt, show_version
 from .analyze import analyze
 from .errors import CliError, one_line
+from .evaluate_command import evaluate
 from .models import models
 from .push import push
 
@@ -27,6 +28,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings=SETTINGS)
 app.callback()(options)
 app.command()(adapt)
+app.command()(evaluate)
 app.command()(analyze)
 app.command()(models)
 app.command()(push)
@@ -42,7 +44,8 @@ def run(commands: typer.Typer) -> None:
     except CliError as error:
         if os.environ.get("NEUTRENO_DEBUG"):
             raise
-        if processes.may_speak():
+        interrupted = error.exit_code == 130
+        if processes.rank() == 0 if interrupted else processes.may_speak():  # all are interrupted, the first one saves
             print(f"error: {where()}{one_line(error)}", file=sys.stderr)
         leave(error.exit_code)
     except KeyboardInterrupt:

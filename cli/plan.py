@@ -94,4 +94,3 @@ def _checkpoint_mib(parameters: int, ema: float) -> float:
 def _duration(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
-

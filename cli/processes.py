@@ -17,8 +17,6 @@ from typing import Any
 
 from .errors import CliError, UsageError
 
-LAUNCHED = "NEUTRENO_LAUNCHED"  # set in the environment of the workers that we start
-
 
 @dataclass(frozen=True)
 class Processes:
@@ -188,12 +186,11 @@ def launch(count: int, arguments: list[str]) -> int:
 
     If one of them fails, torch's launcher ends the others, after 30 s by force.
     """
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the worker's own line is enough
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ[LAUNCHED] = "1"
+    logging.disable(logging.CRITICAL)  # the launcher's warnings say less than the worker's own line
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id="neutreno", rdzv_backend="c10d",

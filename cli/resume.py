@@ -100,7 +100,9 @@ def check_data(values: dict[str, Any], now: dict[str, Any], config: AdaptConfig)
         UsageError: With what differs, without --allow-changes.
     """
     then = values.get(FINGERPRINT, {})
-    _refuse(config, {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)})
+    _refuse(
+        config, {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)}
+    )
 
 
 def _refuse(config: AdaptConfig, changes: dict[str, tuple[Any, Any]]) -> None:

@@ -119,7 +119,9 @@ def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, str | None]
             damaged.append(f"{path} is damaged ({fault})")
             continue
         state = torch.load(path, map_location="cpu", weights_only=True)
-        warning = f"{'; '.join(damaged)}: going on from {path}, epoch {state['epoch'] + 1}." if damaged else None
+        warning = (
+            f"{'; '.join(damaged)}: going on from {path}, after {state['epoch'] + 1} whole epochs." if damaged else None
+        )
         return state, warning
     if damaged:
         raise CheckpointError(f"{' and '.join(damaged)}. Nothing can be resumed; start anew with another --output.")

@@ -158,7 +158,9 @@ class Trainer:
         )  # fmt: skip
         self.scaler = parallel.scaler(config, device)
         self.autocast = nullcontext() if config.fsdp else parallel.autocast(config, device)
-        self.erase = RandomErasing(recipe.random_erasing, mode="pixel", device=device) if recipe.random_erasing else None
+        self.erase = (
+            RandomErasing(recipe.random_erasing, mode="pixel", device=device) if recipe.random_erasing else None
+        )
         self.progress = Progress()
         self.loggers: Loggers | None = None
         self.between_steps = True  # weights, optimizer and schedule belong to one step
@@ -332,7 +334,12 @@ class Trainer:
                     set_fidelity(model, self.fidelity)
                 assert self.val is not None
                 results[name] = evaluate(
-                    model, self.val, session.device, self.autocast, similarity=similarity, stop=session.stop
+                    model,
+                    self.val,
+                    session.device,
+                    self.autocast,
+                    similarity=similarity,
+                    stop=None if session.config.fsdp else session.stop,  # one process alone cannot stop there
                 )
         return results
 
@@ -342,7 +349,9 @@ class Trainer:
         total = self.progress.epoch * self.steps + self.progress.step - 1
         return ramp(self.arm.fidelity, total, self.steps, self.arm.fidelity_warmup)
 
-    def _record(self, loss: float, evaluations: dict[str, Evaluation], seconds: float, waited: float, steps: int) -> None:
+    def _record(
+        self, loss: float, evaluations: dict[str, Evaluation], seconds: float, waited: float, steps: int
+    ) -> None:
         """One line of the log, and one for the reader."""
         progress, session, raw = self.progress, self.session, evaluations[RAW]
         speed = steps * session.recipe.batch_size / seconds if steps else None
@@ -365,7 +374,9 @@ class Trainer:
         if self.loggers:
             self.loggers.log(record)
         rate = f"  {speed:.0f} img/s" if speed else ""
-        self.say(f"{self.arm.name:>8}  epoch {progress.epoch + 1:>3}/{session.recipe.epochs}  train loss {loss:.4f}  {text}{rate}")
+        self.say(
+            f"{self.arm.name:>8}  epoch {progress.epoch + 1:>3}/{session.recipe.epochs}  train loss {loss:.4f}  {text}{rate}"
+        )
         # on the CPU loader and model share the cores; the first epoch starts the loader
         if share and share > 0.2 and progress.epoch == 1 and session.device.type != "cpu":
             self.say(
@@ -385,17 +396,22 @@ class Trainer:
             return
         shares = processes.collect(progress.loss_sum) if config.fsdp else [progress.loss_sum]
         weights, optimizer = parallel.states(self.model, self.optimizer, config.fsdp)
-        if not self.first:
-            return
+        if self.first:
+            self._write(weights, optimizer, sum(shares) / len(shares), best)
+        if config.fsdp:
+            processes.agree(None)  # the others do not leave before it is written
+
+    def _write(self, weights: dict[str, Any], optimizer: dict[str, Any], loss_sum: float, best: bool) -> None:
+        progress = self.progress
         state = {
             **self.arm.context,
-            "epoch": progress.epoch,
+            "epoch": progress.epoch - 1,  # as timm counts: the last whole one, from 0
             "state_dict": weights,
             "optimizer": optimizer,
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": asdict(progress),
-            "loss_sum": sum(shares) / len(shares),
+            "loss_sum": loss_sum,
             "metric": progress.evaluations.get(RAW, {}).get("top1"),
             "fidelity": self.arm.fidelity,
             "version": 2,
@@ -429,7 +445,6 @@ class Trainer:
     def _after(self, error: BaseException) -> BaseException:
         """Save what can be saved, and tell what happened in one sentence."""
         stop = self.session.stop
-        lost = processes.lost_contact(error)
         if isinstance(error, KeyboardInterrupt):
             found: BaseException = Interrupted(f"interrupted in epoch {self.progress.epoch + 1}.")
         elif stop.signal and not isinstance(error, CliError):
@@ -438,20 +453,19 @@ class Trainer:
             found = error
         else:
             found = explain(error)
-        kept = self._save_in_need(lost)
+        kept = self._save_in_need(isinstance(error, Interrupted) if self.session.config.fsdp else self.first)
         if type(found) is type(error) and not isinstance(found, CliError):
             return found
         if isinstance(found, CliError):
             return type(found)(f"{one_line(found)} {kept}")
         return found
 
-    def _save_in_need(self, lost: bool) -> str:
-        """After an error, save if this process can do so alone; tell what there is."""
+    def _save_in_need(self, able: bool) -> str:
+        """After an error, save if this process can: rank 0 alone, or all of a sharded model, which have agreed to stop."""
         saved = self.arm.directory / run_directory.LAST
-        alone = self.first and not (self.session.config.fsdp and lost)
         whole = self.between_steps and (self.loader.order is not None or self.progress.step in (0, self.steps))
         kept = f"The last checkpoint is in {saved.parent}." if saved.exists() else "No step was saved."
-        if alone and whole and (self.progress.epoch or self.progress.step):
+        if able and whole and (self.progress.epoch or self.progress.step):
             try:
                 self.save()
                 kept = f"Everything up to then is saved in {saved.parent}."
@@ -460,10 +474,13 @@ class Trainer:
         return f"{kept} {self.session.resume_line}"
 
 
+NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "Cannot allocate memory")
+
+
 def explain(error: BaseException) -> BaseException:
     """A user's sentence for what torch raises; the error itself if it is none of these."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text or "out of memory" in text:
+    if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in NO_MEMORY):
         return TrainingError(
             f"out of memory ({one_line(error)[:160]}). --accumulate 2 (or 4, ...) halves what a step needs at the same "
             "result, --grad-checkpointing keeps fewer activations, --amp halves them, --fsdp shards the optimizer over "

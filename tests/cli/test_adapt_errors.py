@@ -238,22 +238,6 @@ def test_loss_that_is_not_finite_names_the_step(fails, small):
     assert "--lr" in line
 
 
-def test_interrupt_names_the_last_checkpoint(fails, small, tmp_path, monkeypatch):
-    from timm_neutreno_cli import train
-
-    real = train._train_epoch
-
-    def interrupted(*args):
-        if args[6] == 1:  # epoch
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(train, "_train_epoch", interrupted)
-    line = fails(130, *small, "--epochs", 2, "--no-control")
-    assert str(tmp_path / "run" / "last.pth.tar") in line
-    assert torch.load(tmp_path / "run" / "last.pth.tar")["epoch"] == 0
-
-
 FILE_LIMIT = """
 import resource, sys
 from timm_neutreno_cli import run_directory

@@ -1,0 +1,282 @@
+"""What happens to a run that is killed, stopped, starved or damaged: nothing is lost, and it goes on as if nothing was."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from integration import small_run
+import torch
+import yaml
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> tuple[Path, Path]:
+    return small_run.make(tmp_path_factory.mktemp("small"))
+
+
+def start(small, *options: object, **environment: str) -> subprocess.Popen:
+    return small_run.in_a_process(small_run.command(*small, *options), **environment)
+
+
+def resume(*options: object, code: int = 0) -> tuple[str, str]:
+    return small_run.finish(small_run.in_a_process(["neutreno-adapt", *map(str, options)]), code)
+
+
+def figures(run: Path) -> dict:
+    """All that a run has measured, but for times."""
+    timed = ("images_per_second", "data_wait_share", "memory_mib")
+    logs = {}
+    for arm in (run, run / "control"):
+        records = [json.loads(line) for line in (arm / "metrics.jsonl").read_text().splitlines()]
+        logs[arm.name if arm != run else ""] = [{k: v for k, v in r.items() if k not in timed} for r in records]
+    return {"results": json.loads((run / "results.json").read_text())["models"], "logs": logs}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bit-equal: figures, weights, optimizer."""
+    assert figures(one) == figures(other)
+    for arm in ("", "control"):
+        first, second = (torch.load(run / arm / "last.pth.tar") for run in (one, other))
+        assert first["progress"] == second["progress"]
+        for kind in ("state_dict", "state_dict_ema"):
+            assert first.get(kind, {}).keys() == second.get(kind, {}).keys()
+            for name, value in first.get(kind, {}).items():
+                assert torch.equal(value, second[kind][name]), name
+        for index, moments in first["optimizer"]["state"].items():
+            for name, value in moments.items():
+                assert torch.equal(value, second["optimizer"]["state"][index][name]), (index, name)
+
+
+def wait_for(process: subprocess.Popen, path: Path, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.005)
+
+
+def test_killed_at_20_random_instants_and_resumed(small, tmp_path):
+    """SIGKILL wherever it falls: in a step, in a save, in an evaluation. Everything random is on in this run."""
+    images, weights = small
+    options = ["--epochs", 4, "--save-every-steps", 1, "--drop-path", 0.3, "--random-erasing", 0.5, "--mixup", 0.5,
+               "--ema-decay", 0.9, "--fidelity-warmup", 1.5, "--repeated-aug", 2, "--patience", 3]  # fmt: skip
+    command = [sys.executable, HERE / "killed_run.py", images, weights, tmp_path, 0, 20, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=600, env=environment, check=True
+    )
+    report = json.loads(done.stdout)
+    assert report["whole"] == 0, report["log"]
+    assert report["status"] == 0, report["log"]
+    assert len(report["kills"]) == 20
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_saves_and_ends_with_130_and_the_way_on(small, tmp_path, name):
+    """Ctrl-C, a scheduler's end, and SLURM's pre-emption signal."""
+    run = tmp_path / "run"
+    process = start(small, "--epochs", 400, "--output", run, "--no-control")
+    wait_for(process, run / "last.pth.tar")
+    process.send_signal(getattr(signal, name))
+    _, err = small_run.finish(process, 130)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert f"interrupted by {name}" in line
+    assert line.endswith(f"neutreno-adapt --resume {run}")
+    progress = torch.load(run / "last.pth.tar")["progress"]
+    assert progress["epoch"] or progress["step"]
+    process = small_run.in_a_process(["neutreno-adapt", "--resume", str(run)])
+    first = process.stderr.readline()
+    while first and "goes on in epoch" not in first:
+        first = process.stderr.readline()
+    assert f"epoch {progress['epoch'] + 1}, step {progress['step'] + 1}" in first
+    process.kill()
+    process.communicate()
+
+
+def test_a_run_that_was_stopped_ends_bit_equal(small, tmp_path):
+    small_run.finish(start(small, "--epochs", 6, "--output", tmp_path / "whole"))
+    process = start(small, "--epochs", 6, "--output", tmp_path / "stopped")
+    wait_for(process, tmp_path / "stopped" / "metrics.jsonl")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode in (130, 0)
+    resume("--resume", tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    out, _ = resume("--resume", tmp_path / "stopped")  # a finished run only prints its result again
+    assert "NeuTRENO, adapted" in out
+
+
+def test_time_limit(small, tmp_path):
+    run = tmp_path / "run"
+    _, err = small_run.finish(
+        start(small, "--epochs", 4000, "--output", run, "--no-control", "--time-limit", 4 / 3600), 130
+    )
+    assert "stopped by --time-limit" in err
+    assert (run / "last.pth.tar").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(small, tmp_path_factory) -> Path:
+    """A run that was killed after its control, in the last epoch of the adapted model."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    small_run.finish(start(small, "--output", run, "--save-every-steps", 1))
+    for name in ("results.json", "model.safetensors", "config.json", "README.md", "similarity.png"):
+        (run / name).unlink()
+    return run
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished, tmp_path, damage):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    last = run / "last.pth.tar"
+    content = bytearray(last.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    last.write_bytes({"truncated": content[: len(content) // 2], "flipped": content, "empty": b""}[damage])
+    _, err = resume("--resume", run)
+    (warning,) = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert str(last) in warning
+    assert "previous.pth.tar" in warning
+    expected = json.loads((finished / "evaluations.json").read_text())
+    assert (
+        json.loads((run / "results.json").read_text())["models"]["NeuTRENO, adapted"]["loss"]
+        == (expected["NeuTRENO, adapted"]["loss"])
+    )
+
+
+def test_when_no_checkpoint_is_whole(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for name in ("last.pth.tar", "previous.pth.tar"):
+        (run / name).write_bytes(b"PK")
+    _, err = resume("--resume", run, code=4)
+    assert "Nothing can be resumed" in err
+
+
+def test_changed_settings_and_data_are_refused_or_allowed(small, finished, tmp_path):
+    images, _ = small
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    _, err = resume("--resume", run, "--epochs", 3, "--fidelity", 0.5, code=2)
+    assert "--epochs 2 in the run, 3 now" in err
+    assert "--fidelity 0.6 in the run, 0.5 now" in err
+    resume(
+        "--resume", run, "--epochs", 2, "--fidelity", 0.6, "--workers", 1, "--dry-run"
+    )  # the same again is no change
+
+    args = yaml.safe_load((run / "args.yaml").read_text())
+    copy = tmp_path / "images"
+    shutil.copytree(images, copy)
+    (run / "args.yaml").write_text(yaml.safe_dump({**args, "data": str(copy)}))
+    resume("--resume", run, "--dry-run")  # moved, and the same
+    (copy / "train" / "blue" / "0.jpg").rename(copy / "train" / "blue" / "new.jpg")
+    _, err = resume("--resume", run, code=2)
+    assert "train names" in err
+    resume("--resume", run, "--allow-changes")
+    assert (run / "results.json").exists()
+
+
+def test_resume_of_no_run(tmp_path):
+    _, err = resume("--resume", tmp_path, code=4)
+    assert f"{tmp_path} is not a run" in err
+    _, err = resume("--resume", "auto", code=2)
+    assert "--output" in err
+
+
+def test_a_full_disk_keeps_what_was_saved(small, tmp_path):
+    """A file system of its own, too small for a second checkpoint."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.decode().strip()}")
+    try:
+        _, err = small_run.finish(start(small, "--epochs", 50, "--output", disk / "run", "--save-every-steps", 1), 6)
+        assert "No space left on device" in err or "the disk is full" in err
+        kept = disk / "run" / "control" / "last.pth.tar"
+        before = torch.load(kept)["progress"]
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        process = small_run.in_a_process(["neutreno-adapt", "--resume", str(disk / "run")])
+        line = process.stderr.readline()
+        while line and "goes on in" not in line:
+            line = process.stderr.readline()
+        assert f"epoch {before['epoch'] + 1}, step {before['step'] + 1}" in line
+        process.kill()
+        process.communicate()
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_not_a_number_names_step_and_files(small, tmp_path):
+    """The checkpoint of the epoch before stays; the batch's files are listed."""
+    run = tmp_path / "run"
+    _, err = small_run.finish(
+        start(small, "--output", run, "--no-control", "--lr", 1e30, "--warmup-epochs", 0, "--clip-grad", 0), 7
+    )
+    assert "the loss became nan in step" in err or "the loss became inf in step" in err
+    listed = json.loads((run / "not_finite.json").read_text())
+    assert len(listed["files"]) == 8
+    assert all(Path(file).exists() for file in listed["files"])
+    if (run / "last.pth.tar").exists():
+        assert all(torch.isfinite(value).all() for value in torch.load(run / "last.pth.tar")["state_dict"].values())
+
+
+def test_data_that_vanishes(small, tmp_path):
+    images, weights = small
+    copy, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, copy)
+    process = small_run.in_a_process(small_run.command(copy, weights, "--epochs", 400, "--output", run, "--no-control"))
+    wait_for(process, run / "last.pth.tar")
+    (copy / "train" / "blue" / "3.jpg").unlink()
+    _, err = small_run.finish(process, 3)
+    assert str(copy / "train" / "blue" / "3.jpg") in err
+    assert "Everything up to then is saved" in err
+    shutil.copy(images / "train" / "blue" / "3.jpg", copy / "train" / "blue" / "3.jpg")
+    args = yaml.safe_load((run / "args.yaml").read_text())
+    resume("--resume", run, "--dry-run")
+    assert args["data"] == str(copy)
+
+
+def test_a_dead_data_worker(small, tmp_path):
+    run = tmp_path / "run"
+    process = start(small, "--epochs", 400, "--output", run, "--no-control", "--workers", 1)
+    wait_for(process, run / "last.pth.tar")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    assert children
+    _, err = small_run.finish(process, 3)
+    assert "a data loader process died" in err
+    assert f"--resume {run}" in err
+
+
+def test_out_of_memory_names_the_knobs(small, tmp_path):
+    """65,536 tokens without fused attention, in an address space that holds no such matrix."""
+    limited = (
+        "import resource, sys\nimport torch, timm_neutreno_cli.adaptation\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 1_500_000_000,) * 2)\n"
+        "from timm_neutreno_cli.main import adapt_main\nadapt_main()"
+    )
+    argv = small_run.command(
+        *small, "--output", tmp_path / "run", "--no-control", "--img-size", 2048, "--batch-size", 4
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TIMM_FUSED_ATTN": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *argv[1:]], capture_output=True, text=True, timeout=240, env=environment
+    )
+    assert done.returncode == 7, done.stderr
+    assert "out of memory" in done.stderr
+    assert "--accumulate" in done.stderr

@@ -1,0 +1,198 @@
+"""Runs over several processes, on gloo: equal to one process, one voice, and an end when one of them ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from integration import small_run
+from timm_neutreno_cli import processes
+
+EXACT = ["--drop-path", 0]  # the noise of dropped paths is drawn by each process for its own images
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> tuple[Path, Path]:
+    return small_run.make(tmp_path_factory.mktemp("small"))
+
+
+def run(small, folder: Path, *options: object, code: int = 0, **environment: str) -> tuple[dict, str]:
+    argv = small_run.command(*small, "--output", folder, "--json", *options)
+    out, err = small_run.finish(small_run.in_a_process(argv, **environment), code)
+    return json.loads(out) if not code else {}, err
+
+
+@pytest.fixture(scope="module")
+def alone(small, tmp_path_factory) -> tuple[dict, Path]:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    return run(small, folder, *EXACT)[0], folder
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["train_loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal_up_to_rounding(small, alone, document: dict, folder: Path) -> None:
+    expected, lonely = alone
+    for name, model in document["models"].items():
+        for key in ("images", "top1", "top5"):
+            assert model[key] == expected["models"][name][key]
+        assert model["loss"] == pytest.approx(expected["models"][name]["loss"], rel=1e-5)
+    assert losses(folder) == pytest.approx(losses(lonely), rel=1e-5)
+    weights, others = (torch.load(path / "last.pth.tar")["state_dict"] for path in (folder, lonely))
+    for name, value in weights.items():
+        # Adam divides by the size of a gradient: one that is zero up to rounding (a key bias) moves by the sign of noise
+        if "qkv.bias" not in name:
+            torch.testing.assert_close(value, others[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_two_processes_are_one_with_the_same_batch(small, alone, tmp_path):
+    document, err = run(small, tmp_path / "run", "--gpus", 2, *EXACT)
+    assert_equal_up_to_rounding(small, alone, document, tmp_path / "run")
+    assert document["processes"] == 2
+    assert err.count("2 processes, cpu") == 1  # one voice
+    # evaluation without training between is the same to the last bit: 14 images are not padded to 16
+    for name in ("checkpoint as it came", "NeuTRENO, not adapted"):
+        assert document["models"][name] == alone[0]["models"][name]
+
+
+def test_accumulation_is_one_step(small, alone, tmp_path):
+    document, _ = run(small, tmp_path / "run", "--accumulate", 4, *EXACT)
+    assert_equal_up_to_rounding(small, alone, document, tmp_path / "run")
+
+
+def test_sharded_and_accumulated_over_two_processes(small, alone, tmp_path):
+    document, _ = run(small, tmp_path / "run", "--gpus", 2, "--fsdp", "--accumulate", 2, *EXACT)
+    assert_equal_up_to_rounding(small, alone, document, tmp_path / "run")
+    import timm
+
+    import timm_neutreno  # noqa: F401
+
+    timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)  # one consolidated file
+
+
+def test_under_torchrun(small, alone, tmp_path):
+    argv = small_run.command(*small, "--output", tmp_path / "run", "--json", *EXACT)
+    script = Path(sys.executable).with_name("neutreno-adapt")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    done = subprocess.run(
+        [*torchrun, str(script), *argv[1:]], capture_output=True, text=True, timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_equal_up_to_rounding(small, alone, json.loads(done.stdout), tmp_path / "run")
+
+
+def test_under_slurms_environment(small, alone, tmp_path):
+    """Two tasks of a step, as srun starts them; 127.0.0.1 stands for the step's first machine."""
+    tasks = []
+    for task in ("0", "1"):
+        environment = {
+            "SLURM_PROCID": task, "SLURM_LOCALID": task, "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+        }  # fmt: skip
+        argv = small_run.command(*small, "--output", tmp_path / "run", "--json", *EXACT)
+        tasks.append(small_run.in_a_process(argv, **environment))
+    (out, _), (nothing, _) = (small_run.finish(task) for task in tasks)
+    assert nothing == ""
+    assert_equal_up_to_rounding(small, alone, json.loads(out), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "host"),
+    [("gpu07", "gpu07"), ("gpu[07-09,12],login1", "gpu07"), ("a-1,b-2", "a-1"), ("n[1,3]-ib", "n1-ib")],
+)
+def test_first_host_of_slurms_notation(nodelist, host):
+    assert processes.first_host(nodelist) == host
+
+
+def test_a_batch_script_outside_srun_is_one_process():
+    assert processes.environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}) == {}
+
+
+def test_a_batch_that_cannot_be_dealt_out(small, tmp_path):
+    _, err = run(small, tmp_path / "run", "--gpus", 2, "--batch-size", 7, code=2)
+    (line,) = [line for line in err.splitlines() if line.startswith("error")]
+    assert "Use 6 or 8" in line
+
+
+def test_more_gpus_than_there_are(small, tmp_path):
+    _, err = run(small, tmp_path / "run", "--device", "cuda", "--gpus", 64, code=2)
+    assert "--gpus 64, but this machine has" in err
+
+
+def workers_of(launcher: subprocess.Popen) -> list[int]:
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return [int(child) for child in children if b"adapt" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def begin(small, folder: Path, *options: object) -> subprocess.Popen:
+    """Two processes that train for long, stepping already."""
+    argv = small_run.command(*small, "--output", folder, "--gpus", 2, "--epochs", 2000, "--no-control", *options)
+    process = small_run.in_a_process(argv)
+    end = time.monotonic() + 120
+    while not (folder / "last.pth.tar").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return process
+
+
+def test_an_error_of_one_process_ends_all_and_is_the_only_one_shown(tmp_path):
+    """Bad images, which both would come to."""
+    images, weights = small_run.make(tmp_path)
+    folder = tmp_path / "run"
+    process = begin((images, weights), folder)
+    for image in (images / "train").rglob("*.jpg"):
+        image.write_bytes(b"no image")
+    _, err = small_run.finish(process, 3, timeout=60)
+    errors = [line for line in err.splitlines() if "error" in line.lower()]
+    assert len(errors) == 1, err
+    assert "cannot read the image" in errors[0]
+
+
+def test_a_killed_process_ends_all(small, tmp_path):
+    process = begin(small, tmp_path / "run")
+    first, second = sorted(workers_of(process))
+    os.kill(second, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    errors = [line for line in err.splitlines() if line.startswith("error")]
+    assert len(errors) == 1, err
+    assert "killed" in errors[0]
+    for pid in (first, second):
+        assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_sigterm_to_the_launcher_saves_and_ends_with_130(small, tmp_path, sharded):
+    folder = tmp_path / "run"
+    process = begin(small, folder, *(["--fsdp"] if sharded else []))
+    process.send_signal(signal.SIGTERM)
+    _, err = small_run.finish(process, 130, timeout=90)
+    (line,) = [line for line in err.splitlines() if line.startswith("error")]
+    assert "interrupted by SIGTERM" in line
+    assert line.endswith(f"--resume {folder}")
+    assert "Everything up to then is saved" in line
+    assert torch.load(folder / "last.pth.tar")["progress"]["epoch"] >= 0
+
+
+@pytest.mark.parametrize("options", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
+def test_two_processes_resume_where_they_were(small, tmp_path, options):
+    """Stopped in the first epoch by the time limit, and equal to the run that was not."""
+    whole, _ = run(small, tmp_path / "whole", "--gpus", 2, "--no-control", "--epochs", 3, *options)
+    folder = tmp_path / "run"
+    argv = small_run.command(*small, "--output", folder, "--gpus", 2, "--no-control", "--epochs", 3, *options)
+    _, err = small_run.finish(small_run.in_a_process([*argv, "--time-limit", "1e-5"]), 130)
+    assert torch.load(folder / "last.pth.tar")["progress"]["step"] == 1, err
+    out, _ = small_run.finish(small_run.in_a_process(["neutreno-adapt", "--resume", str(folder), "--json"]))
+    resumed = json.loads(out)
+    assert resumed["processes"] == 2
+    assert resumed["models"] == whole["models"]
