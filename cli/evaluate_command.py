@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-
 HEADER = ("model", "fidelity", "images", "top-1", "top-5", "loss", "similarity")
 
 

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from integration import small_run
 import timm_neutreno_cli.adaptation  # noqa: F401  (imported once, so that a fork starts at once)
+from integration import small_run
 from timm_neutreno_cli.main import adapt_main
 
 

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from integration import small_run
 import torch
 import yaml
+from integration import small_run
 
 HERE = Path(__file__).parent
 
