@@ -1,4 +1,4 @@
-"""Where a run's figures go: metrics.jsonl and metrics.csv always; TensorBoard, W&B and trackio if `--log` names them."""
+"""Where a run's figures go: metrics.jsonl and metrics.csv always, TensorBoard, W&B and trackio if asked for."""
 
 from __future__ import annotations
 

@@ -232,6 +232,7 @@ def test_trackio_is_told_everything(tmp_path, double, capsys):
     loggers = Loggers(tmp_path, ["trackio"], "my-run", {"lr": 0.1})
     loggers.log(record(1))
     loggers.close()
+    loggers.close()
     assert [name for name, _, _ in trackio.calls] == ["init", "log", "finish"]
     assert trackio.calls[1][1:] == (({"adapted/val_top1": 51.0, "epoch": 1},), {"step": 1})
     assert capsys.readouterr().out == ""
