@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import config_file
 from .config import RECIPES, AdaptConfig, Recipe, check_config
 from .errors import UsageError
 from .loggers import check as check_loggers
@@ -28,7 +29,7 @@ def show_version(asked: bool) -> None:
 
 
 def option(help: str, panel: str, *names: str, **kwargs: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **kwargs)
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_envvar=False, **kwargs)
 
 
 def adapt(
@@ -91,14 +92,15 @@ def adapt(
     log: Annotated[list[str] | None, option("tensorboard, wandb or trackio, beside metrics.jsonl and metrics.csv; repeat.", RUN)] = None,
     seed: Annotated[int, option("Of data order, augmentation, dropout and a new head.", RUN)] = 0,
     seeds: Annotated[int, option("Run so many seeds, from --seed on, and compare in pairs.", RUN, min=1)] = 1,
+    config_path: Annotated[str | None, option("YAML file of options, such as a run's args.yaml. Options given here, or as NEUTRENO_<OPTION>, go first.", RUN, "--config", envvar="NEUTRENO_CONFIG", callback=config_file.load, is_eager=True)] = None,
     output: Annotated[str | None, option("Folder of the run, never overwritten. (default: runs/<time>-<model>)", RUN)] = None,
     push_to_hub: Annotated[str | None, option("OWNER/NAME of a repository to push the model to; checked before training.", HUB)] = None,
     private: Annotated[bool, option("Make the repository private, if it is made.", HUB, "--private")] = False,
     revision: Annotated[str | None, option("Branch to push to; made if missing. (default: main)", HUB)] = None,
     create_pr: Annotated[bool, option("Open a pull request instead.", HUB, "--create-pr")] = False,
     quiet: Annotated[bool, option("Only the result.", RUN, "--quiet", "-q")] = False,
-    as_json: Annotated[bool, option("The result as one JSON document on stdout.", RUN, "--json")] = False,
-    version: Annotated[bool, option("Print the version.", RUN, "--version", callback=show_version, is_eager=True)] = False,
+    as_json: Annotated[bool, option("The result as one JSON document on stdout.", RUN, "--json", envvar="NEUTRENO_JSON")] = False,
+    version: Annotated[bool, option("Print the version.", RUN, "--version", callback=show_version, is_eager=True, allow_from_autoenv=False)] = False,
 ) -> None:  # fmt: skip
     """Fine-tune a pretrained checkpoint into a NeuTRENO model, and compare it with a control.
 

@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,9 @@ def run_seeds(config: AdaptConfig, members: Processes, stop: Stop) -> dict[str, 
     for seed in range(config.seed, config.seed + config.seeds):
         folder = directory / f"seed-{seed}"
         begun = processes.agree((folder / resume.ARGUMENTS).exists())
-        where = {"resume": str(folder), "output": None} if begun else {"resume": None, "output": str(folder)}
-        documents.append(run_one(replace(config, seed=seed, seeds=1, **where), members, stop, str(directory)))
+        output, begun_run = (None, str(folder)) if begun else (str(folder), None)
+        one = replace(config, seed=seed, seeds=1, output=output, resume=begun_run)
+        documents.append(run_one(one, members, stop, str(directory)))
         if config.dry_run:
             return documents[0]
     if not members.first:
@@ -80,7 +82,7 @@ def run_seeds(config: AdaptConfig, members: Processes, stop: Stop) -> dict[str, 
     document = {**seeds.summarise(documents), "output": str(directory)}
     run_directory.write_text(directory / "results.json", json.dumps(document, indent=2) + "\n")
     run_directory.write_text(directory / "README.md", seeds.readme(document))
-    return document
+    return {**document, "table": seeds.table(document)}
 
 
 def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: str | None = None) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
         return evaluate(model, val, device, parallel.autocast(config, device), stop=stop)
 
     try:
-        results.once(summary.BEFORE, lambda: evaluated(plain))
+        results.once(summary.BEFORE, partial(evaluated, plain))
         del plain
         results.once(summary.UNADAPTED, lambda: evaluated(models.build(config.fidelity)))
     except Interrupted as error:
@@ -177,7 +179,7 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
     facts = dict(
         checkpoint=source.label, data=images.label, output=str(directory), epochs=recipe.epochs, seed=config.seed,
         device=str(device), processes=members.count, skipped_images=images.skipped,
-        seconds=round(time.perf_counter() - start, 1), **checkpoint.origin(source),
+        new_head=models.new_head, seconds=round(time.perf_counter() - start, 1), **checkpoint.origin(source),
     )  # fmt: skip
     return report(directory, config, results.rows, model, models.new_head, facts) if members.first else {}
 

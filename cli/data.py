@@ -258,7 +258,7 @@ def train_loader(
     data: Data, recipe: Recipe, data_config: dict[str, Any], config: AdaptConfig, device: torch.device,
     processes: Processes,
 ) -> Loader:  # fmt: skip
-    """Augmented train images, in an order that depends on the seed alone. Random erasing is left to the training step."""
+    """Augmented train images, in an order that depends on the seed alone. Random erasing is left to the step."""
     workers = default_workers() if config.workers is None else config.workers
     collate = _mixing(recipe, data.num_classes) if recipe.mixup or recipe.cutmix else fast_collate
     augmentation = dict(

@@ -44,8 +44,8 @@ def run(commands: typer.Typer) -> None:
     except CliError as error:
         if os.environ.get("NEUTRENO_DEBUG"):
             raise
-        interrupted = error.exit_code == 130
-        if processes.rank() == 0 if interrupted else processes.may_speak():  # all are interrupted, the first one saves
+        # an interruption comes to all, and the first one saves
+        if processes.rank() == 0 if error.exit_code == 130 else processes.may_speak():
             print(f"error: {where()}{one_line(error)}", file=sys.stderr)
         leave(error.exit_code)
     except KeyboardInterrupt:
@@ -57,8 +57,8 @@ def run(commands: typer.Typer) -> None:
         if not processes.may_speak():
             leave(1)
         print(
-            f"error: {where()}unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of timm-neutreno: run "
-            "again with NEUTRENO_DEBUG=1 and report the traceback.",
+            f"error: {where()}unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of timm-neutreno: "
+            "run again with NEUTRENO_DEBUG=1 and report the traceback.",
             file=sys.stderr,
         )
         leave(1)

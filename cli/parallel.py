@@ -50,7 +50,7 @@ def load_teacher(config: AdaptConfig, num_classes: int, device: torch.device) ->
 def make_task(
     model: nn.Module, teacher: nn.Module | None, recipe: Recipe, config: AdaptConfig, device: torch.device
 ) -> TrainingTask:
-    """timm's task: classification, or distillation to the logits or, where the model has one, the distillation token."""
+    """timm's task: classification, or distillation to the logits or, where there is one, the distillation token."""
     criterion = {"smoothing": recipe.smoothing, "soft_targets": bool(recipe.mixup or recipe.cutmix)}
     if teacher is None:
         return ClassificationTask(model, criterion_kwargs=criterion, device=device, verbose=False)
@@ -69,9 +69,9 @@ def prepare(
 ) -> None:  # fmt: skip
     """Put what was asked for around the task's model, in the order in which it works; `model` stays the raw module."""
     if config.grad_checkpointing:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
+        model.set_grad_checkpointing(True)
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     if config.fsdp:
         shard(model, config, device)
         return
@@ -105,7 +105,7 @@ def states(model: nn.Module, optimizer: torch.optim.Optimizer, fsdp: bool) -> tu
         return model.state_dict(), optimizer.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
-    return get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))  # type: ignore[return-value]
+    return get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], fsdp: bool) -> None:

@@ -36,7 +36,8 @@ def make(
     )
     lines = {
         "model": f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained",
-        "data": f"{images.label}: {_count(images.train)} train, {_count(images.val)} val images, {images.num_classes} classes",
+        "data": f"{images.label}: {_count(images.train)} train and {_count(images.val)} val images, "
+        f"{images.num_classes} classes",
         "fidelity": f"{config.fidelity:g}, {arms} arm{'s' if arms > 1 else ''}",
         "batch": f"{recipe.batch_size}{accumulate}",
         "steps": f"{trainer.steps} per epoch x {recipe.epochs} epochs = {trainer.steps * recipe.epochs}",

@@ -172,7 +172,7 @@ class Trainer:
 
     @property
     def ema(self) -> nn.Module | None:
-        averaged = self.task.get_trainable_module(ema=True)
+        averaged: Any = self.task.get_trainable_module(ema=True)
         return None if averaged is None else averaged.module
 
     def run(self) -> dict[str, Evaluation]:
@@ -289,8 +289,8 @@ class Trainer:
             record = {"arm": self.arm.name, "epoch": epoch + 1, "step": step + 1, "loss": str(value), "files": files}
             run_directory.write_text(path, json.dumps(record, indent=2) + "\n")
         raise TrainingError(
-            f"the loss became {value} in step {step + 1} (epoch {epoch + 1}) of the {self.arm.name} model.{where} Lower "
-            f"--lr, raise --warmup-epochs, or pass --no-amp. Earlier checkpoints are in {self.arm.directory}."
+            f"the loss became {value} in step {step + 1} (epoch {epoch + 1}) of the {self.arm.name} model.{where} "
+            f"Lower --lr, raise --warmup-epochs, or pass --no-amp. Earlier checkpoints are in {self.arm.directory}."
         )
 
     def _interruption(self) -> str | None:
@@ -374,13 +374,12 @@ class Trainer:
         if self.loggers:
             self.loggers.log(record)
         rate = f"  {speed:.0f} img/s" if speed else ""
-        self.say(
-            f"{self.arm.name:>8}  epoch {progress.epoch + 1:>3}/{session.recipe.epochs}  train loss {loss:.4f}  {text}{rate}"
-        )
+        epoch = f"epoch {progress.epoch + 1:>3}/{session.recipe.epochs}"
+        self.say(f"{self.arm.name:>8}  {epoch}  train loss {loss:.4f}  {text}{rate}")
         # on the CPU loader and model share the cores; the first epoch starts the loader
         if share and share > 0.2 and progress.epoch == 1 and session.device.type != "cpu":
             self.say(
-                f"warning: {100 * share:.0f} % of the time went into waiting for data. More --workers, smaller or fewer "
+                f"warning: {100 * share:.0f} % of the time went into waiting for data. More --workers, fewer "
                 "augmentations, or images stored at a smaller size would help."
             )
 
@@ -461,7 +460,7 @@ class Trainer:
         return found
 
     def _save_in_need(self, able: bool) -> str:
-        """After an error, save if this process can: rank 0 alone, or all of a sharded model, which have agreed to stop."""
+        """After an error, save if this process can: rank 0 alone, or all of a sharded model, which agreed to stop."""
         saved = self.arm.directory / run_directory.LAST
         whole = self.between_steps and (self.loader.order is not None or self.progress.step in (0, self.steps))
         kept = f"The last checkpoint is in {saved.parent}." if saved.exists() else "No step was saved."

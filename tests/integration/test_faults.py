@@ -1,4 +1,4 @@
-"""What happens to a run that is killed, stopped, starved or damaged: nothing is lost, and it goes on as if nothing was."""
+"""Runs that are killed, stopped, starved or damaged: nothing is lost, and they go on as if nothing had happened."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def assert_equal_up_to_rounding(small, alone, document: dict, folder: Path) -> N
     assert losses(folder) == pytest.approx(losses(lonely), rel=1e-5)
     weights, others = (torch.load(path / "last.pth.tar")["state_dict"] for path in (folder, lonely))
     for name, value in weights.items():
-        # Adam divides by the size of a gradient: one that is zero up to rounding (a key bias) moves by the sign of noise
+        # Adam divides by the size of a gradient: one that is zero up to rounding (a key bias) moves by noise
         if "qkv.bias" not in name:
             torch.testing.assert_close(value, others[name], rtol=1e-3, atol=2e-5, msg=name)
 
