@@ -57,8 +57,8 @@ def run(commands: typer.Typer) -> None:
         if not processes.may_speak():
             leave(1)
         print(
-            f"error: {where()}unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of timm-neutreno: "
-            "run again with NEUTRENO_DEBUG=1 and report the traceback.",
+            f"error: {where()}unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of "
+            "timm-neutreno: run again with NEUTRENO_DEBUG=1 and report the traceback.",
             file=sys.stderr,
         )
         leave(1)

@@ -69,7 +69,7 @@ def prepare(
 ) -> None:  # fmt: skip
     """Put what was asked for around the task's model, in the order in which it works; `model` stays the raw module."""
     if config.grad_checkpointing:
-        model.set_grad_checkpointing(True)
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     if config.fsdp:

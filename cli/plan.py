@@ -30,7 +30,8 @@ def make(
     arms = 2 if config.control else 1
     seconds = step * trainer.steps * recipe.epochs * arms * config.seeds
     folders = [directory / "control", directory] if config.control else [directory]
-    files = [str(folder / name) for folder in folders for name in WRITTEN]
+    names = [*WRITTEN, *(f"ema/{name}" for name in WRITTEN[:2] if recipe.ema_decay)]
+    files = [str(directory / name) for name in OF_THE_RUN] + [str(f / name) for f in folders for name in names]
     accumulate = f" = {recipe.batch_size // config.accumulate // session.processes.count} images x " + (
         f"{config.accumulate} accumulation steps x {session.processes.count} processes"
     )
@@ -54,6 +55,7 @@ def make(
     }  # fmt: skip
 
 
+OF_THE_RUN = ("args.yaml", "evaluations.json", "results.json", "README.md", "similarity.png")
 WRITTEN = (
     "model.safetensors", "config.json", run_directory.LAST, run_directory.PREVIOUS, run_directory.BEST,
     "metrics.jsonl", "metrics.csv",

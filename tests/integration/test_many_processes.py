@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from integration import small_run
+from timm.utils.misc import natural_key
 from timm_neutreno_cli import processes
+from timm_neutreno_cli.order import Order
 
 EXACT = ["--drop-path", 0]  # the noise of dropped paths is drawn by each process for its own images
 
@@ -146,16 +148,15 @@ def begin(small, folder: Path, *options: object) -> subprocess.Popen:
 
 
 def test_an_error_of_one_process_ends_all_and_is_the_only_one_shown(tmp_path):
-    """Bad images, which both would come to."""
+    """A bad image that process 1 alone comes to, in the first step."""
     images, weights = small_run.make(tmp_path)
-    folder = tmp_path / "run"
-    process = begin((images, weights), folder)
-    for image in (images / "train").rglob("*.jpg"):
-        image.write_bytes(b"no image")
-    _, err = small_run.finish(process, 3, timeout=60)
-    errors = [line for line in err.splitlines() if "error" in line.lower()]
-    assert len(errors) == 1, err
-    assert "cannot read the image" in errors[0]
+    (keys, *_) = Order(24, 8, seed=0, rank=1, processes=2)
+    samples = sorted((images / "train").rglob("*.jpg"), key=lambda path: natural_key(str(path)))
+    samples[keys[0][0]].write_bytes(b"no image")
+    argv = small_run.command(images, weights, "--output", tmp_path / "run", "--gpus", 2, "--no-control")
+    _, err = small_run.finish(small_run.in_a_process(argv), 3, timeout=90)
+    (line,) = [line for line in err.splitlines() if line.startswith("error") or "exitcode" in line]
+    assert line.startswith("error: [process 1] cannot read the image")
 
 
 def test_a_killed_process_ends_all(small, tmp_path):
