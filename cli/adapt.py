@@ -124,14 +124,13 @@ def adapt(
 def go(config: AdaptConfig) -> None:
     """Run here, or in as many processes as asked for."""
     from . import processes
-    from .resume import as_config, find_run, read_arguments
+    from .resume import find_run, own_settings
 
     config = find_run(config)
     check_config(config)
     check_loggers(config.log)
     gpus, device = config.gpus, config.device
-    if config.resume and (Path(config.resume) / "args.yaml").exists():
-        earlier = as_config(read_arguments(Path(config.resume)))
+    if config.resume and (earlier := own_settings(Path(config.resume))):
         gpus, device = gpus or earlier.gpus, device or earlier.device
     if gpus and not processes.in_worker():
         count = processes.count_gpus(gpus, device)

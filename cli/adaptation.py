@@ -63,17 +63,21 @@ def run(config: AdaptConfig) -> dict[str, Any]:
 def run_seeds(config: AdaptConfig, members: Processes, stop: Stop) -> dict[str, Any]:
     """The same run with several seeds, each in a folder of its own; then their mean, spread and paired difference."""
     if config.resume:
-        directory = Path(config.resume)
+        directory, fresh = Path(config.resume), resume.first_seed(config)
     else:
         name = checkpoint.find(config.checkpoint, config.arch, config.model_kwargs).name
         chosen = run_directory.choose(config.output, f"neutreno-{name}-seeds") if members.first else None
-        directory = processes.agree(chosen)
+        directory, fresh = processes.agree(chosen), config
+    if members.first and not config.dry_run:
+        run_directory.create(directory)
+        run_directory.write_text(directory / resume.SEEDS, json.dumps({"seed": config.seed, "seeds": config.seeds}))
     documents = []
     for seed in range(config.seed, config.seed + config.seeds):
         folder = directory / f"seed-{seed}"
-        begun = processes.agree((folder / resume.ARGUMENTS).exists())
-        output, begun_run = (None, str(folder)) if begun else (str(folder), None)
-        one = replace(config, seed=seed, seeds=1, output=output, resume=begun_run)
+        if processes.agree((folder / resume.ARGUMENTS).exists()):
+            one = replace(config, resume=str(folder), output=None, seed=seed, seeds=1)
+        else:
+            one = replace(fresh, resume=None, output=str(folder), seed=seed, seeds=1)
         documents.append(run_one(one, members, stop, str(directory)))
         if config.dry_run:
             return documents[0]

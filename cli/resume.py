@@ -13,7 +13,7 @@ from . import summary
 from .config import AdaptConfig, Recipe
 from .errors import CheckpointError, UsageError, one_line
 
-ARGUMENTS, FINGERPRINT = "args.yaml", "data_fingerprint"
+ARGUMENTS, SEEDS, FINGERPRINT = "args.yaml", "seeds.json", "data_fingerprint"
 
 # these change where and how fast a run goes, or what is written, but not its figures, up to rounding
 FREE = {
@@ -25,14 +25,32 @@ NOT_COMPARED = {"resume", "allow_changes", "dry_run", "output", "settings", "rec
 
 
 def find_run(config: AdaptConfig) -> AdaptConfig:
-    """`--resume auto` resumes --output if a run is there, and starts it if not."""
-    if config.resume != "auto":
-        return config
-    if not config.output:
-        raise UsageError("--resume auto needs --output RUN, the folder to make or to go on with.")
-    path = Path(config.output)
-    begun = (path / ARGUMENTS).exists() or any(path.glob(f"seed-*/{ARGUMENTS}"))
-    return replace(config, resume=config.output if begun else None)
+    """`--resume auto` resumes --output if a run is there, and starts it if not; a run of several seeds says how many."""
+    if config.resume == "auto":
+        if not config.output:
+            raise UsageError("--resume auto needs --output RUN, the folder to make or to go on with.")
+        path = Path(config.output)
+        begun = (path / ARGUMENTS).exists() or any(path.glob(f"seed-*/{ARGUMENTS}"))
+        config = replace(config, resume=config.output if begun else None)
+    if config.resume and (Path(config.resume) / SEEDS).exists():
+        return replace(config, **json.loads((Path(config.resume) / SEEDS).read_text()))
+    return config
+
+
+def own_settings(directory: Path) -> AdaptConfig | None:
+    """Those of a run, or of the first seed in it; None if there are none."""
+    paths = [directory, *sorted(directory.glob("seed-*"))]
+    found = next((path for path in paths if (path / ARGUMENTS).exists()), None)
+    return as_config(read_arguments(found)) if found else None
+
+
+def first_seed(config: AdaptConfig) -> AdaptConfig:
+    """The settings for seeds that have not begun: those of the first one that has."""
+    assert config.resume is not None
+    begun = sorted(path.parent for path in Path(config.resume).glob(f"seed-*/{ARGUMENTS}"))
+    if not begun:
+        raise CheckpointError(f"no seed of {config.resume} has begun: start anew with another --output.")
+    return settle(replace(config, resume=str(begun[0]), seed=AdaptConfig.seed))[0]
 
 
 def read_arguments(directory: Path) -> dict[str, Any]:

@@ -117,6 +117,20 @@ def test_a_run_that_was_stopped_ends_bit_equal(small, tmp_path):
     assert "NeuTRENO, adapted" in out
 
 
+def test_several_seeds_resume_with_their_own_settings(small, tmp_path):
+    """Stopped in the first of two seeds: the second one, which had not begun, is run with the first one's settings."""
+    options = ["--seeds", 2, "--epochs", 3, "--smoothing", 0.2, "--seed", 4]
+    small_run.finish(start(small, *options, "--output", tmp_path / "whole"))
+    process = start(small, *options, "--output", tmp_path / "stopped")
+    wait_for(process, tmp_path / "stopped" / "seed-4" / "control" / "last.pth.tar")
+    process.send_signal(signal.SIGTERM)
+    _, err = small_run.finish(process, 130)
+    assert err.strip().endswith(f"--resume {tmp_path / 'stopped'}")
+    resume("--resume", tmp_path / "stopped")
+    for seed in (4, 5):
+        assert_same_run(tmp_path / "whole" / f"seed-{seed}", tmp_path / "stopped" / f"seed-{seed}")
+
+
 def test_time_limit(small, tmp_path):
     run = tmp_path / "run"
     _, err = small_run.finish(
