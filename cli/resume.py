@@ -25,7 +25,7 @@ NOT_COMPARED = {"resume", "allow_changes", "dry_run", "output", "settings", "rec
 
 
 def find_run(config: AdaptConfig) -> AdaptConfig:
-    """`--resume auto` resumes --output if a run is there, and starts it if not; a run of several seeds says how many."""
+    """`--resume auto` resumes --output if a run is there, else starts it; a run of several seeds knows how many."""
     if config.resume == "auto":
         if not config.output:
             raise UsageError("--resume auto needs --output RUN, the folder to make or to go on with.")

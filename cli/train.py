@@ -202,7 +202,8 @@ class Trainer:
             if self.loggers:
                 self.loggers.close()
         if self.tensor_fidelity:
-            _make_numbers(self.model, self.arm.fidelity)
+            for model in filter(None, (self.model, self.ema)):
+                _make_numbers(model, self.arm.fidelity)
         return {name: Evaluation(**value) for name, value in progress.evaluations.items()}
 
     def _train_epoch(self) -> tuple[float, float, int]:

@@ -105,7 +105,9 @@ def test_options_of_speed_go_together_and_change_nothing(small, plain_loss, tmp_
     )
     out, err = small_run.finish(small_run.in_a_process(argv, TORCHINDUCTOR_COMPILE_THREADS="1"), timeout=600)
     assert "recompile_limit" not in err
-    assert log(tmp_path / "run")[-1]["train_loss"] == pytest.approx(plain_loss, rel=2e-2 if row[4] else 1e-4)
+    # float16's loss scale starts too high, so that the first steps are skipped
+    close = (1e-4, 2e-2, 0.1)[row[4]]
+    assert log(tmp_path / "run")[-1]["train_loss"] == pytest.approx(plain_loss, rel=close)
     assert ("NeuTRENO, adapted, EMA" in out) == (row[3] == 1)
     model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
     assert model.blocks[1].attn.fidelity == 0.6
