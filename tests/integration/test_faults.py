@@ -71,7 +71,7 @@ def test_killed_at_20_random_instants_and_resumed(small, tmp_path):
     options = ["--epochs", 4, "--save-every-steps", 1, "--drop-path", 0.3, "--random-erasing", 0.5, "--mixup", 0.5,
                "--ema-decay", 0.9, "--fidelity-warmup", 1.5, "--repeated-aug", 2, "--patience", 3]  # fmt: skip
     command = [sys.executable, HERE / "killed_run.py", images, weights, tmp_path, 0, 20, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, timeout=600, env=environment, check=True
     )
