@@ -155,7 +155,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def table(result: dict[str, Any], a: float, b: float) -> str:
-    losses = result["loader_loss_of_rounds"]
+    low, high = min(result["loader_loss_of_rounds"]), max(result["loader_loss_of_rounds"])
     slower = "slower than the model: it sets the pace" if a < b else "faster than the model"
     return "\n".join(
         [
@@ -167,7 +167,7 @@ def table(result: dict[str, Any], a: float, b: float) -> str:
             "|---|---|---|",
             *(f"| {kind} | {KINDS[kind]} | {rate:.0f} |" for kind, rate in result["images_per_second"].items()),
             "",
-            f"The loader's loss, 1 - c/b: {result['loader_loss']:.1%} (rounds: {min(losses):.1%} to {max(losses):.1%}).",
+            f"The loader's loss, 1 - c/b: {result['loader_loss']:.1%} (rounds: {low:.1%} to {high:.1%}).",
             f"The loader alone is {slower}.",
         ]
     )
