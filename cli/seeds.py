@@ -54,7 +54,7 @@ def summarise(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "models": {name: _row(documents, name) for name in names},
         "differences": differences,
         "difference_seeds": [document["seed"] for document in pairs],
-        "verdict": verdict(differences, len(pairs)),
+        "verdict": verdict(differences, len(pairs), pairs[0]["models"][ADAPTED]["images"] if pairs else 0),
     }
 
 
@@ -77,7 +77,7 @@ def t_quantile(df: int) -> float:
     return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
 
 
-def verdict(differences: dict[str, Any], pairs: int) -> list[str]:
+def verdict(differences: dict[str, Any], pairs: int, images: int) -> list[str]:
     """What the differences show, in sentences, and what they cannot show."""
     if not differences:
         return [
@@ -85,21 +85,25 @@ def verdict(differences: dict[str, Any], pairs: int) -> list[str]:
             "further training does cannot be said."
         ]
     return [
-        _accuracy_sentence(differences["top1"], pairs),
+        _accuracy_sentence(differences["top1"], pairs, images),
         _similarity_sentence(differences["similarity"], pairs),
         "All seeds share one checkpoint and one data set: the intervals are about the chance of training, not about "
         "other images.",
     ]
 
 
-def _accuracy_sentence(top1: dict[str, Any], seeds: int) -> str:
+def _accuracy_sentence(top1: dict[str, Any], seeds: int, images: int) -> str:
     if max(abs(value) for value in top1["values"]) < EXACT:
         return f"Accuracy: adapted NeuTRENO and the control are equal in every one of {seeds} seeds."
     won = "won" if top1["mean"] > EXACT else "did not win"
-    chance = ": within chance" if contains_zero(top1) else ": more than chance"
+    chance = f"{_interval(top1, 2)}: {'within' if contains_zero(top1) else 'more than'} chance."
+    if top1["sd"] < EXACT:  # accuracies are multiples of one image: few seeds may agree by accident
+        chance = (
+            f"All seeds differ by the same number of images (one is {100 / images:.2f} points): there is no interval."
+        )
     return (
         f"Accuracy: NeuTRENO {won}: {top1['mean']:+.2f} points of top-1 against the control, mean of {seeds} seeds, "
-        f"better in {sum(value > EXACT for value in top1['values'])} of them. {_interval(top1, 2)}{chance}."
+        f"better in {sum(value > EXACT for value in top1['values'])} of them. {chance}"
     )
 
 

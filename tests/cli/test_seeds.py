@@ -119,6 +119,7 @@ def test_arms_exchanged_turn_the_interval_round(pairs):
         ([79.0, 85.0, 80.5], ("won: +1.50 points", "better in 2 of them", "contains 0: within chance")),
         ([79.0, 79.1, 79.2], ("did not win: -0.90", "better in 0 of them", "does not contain 0: more than chance")),
         ([80.0, 80.0, 80.0], ("are equal in every one of 3 seeds",)),
+        ([81.0, 81.0, 81.0], ("won: +1.00", "same number of images (one is 1.00 points): there is no interval")),
     ],
 )
 def test_accuracy_in_words(adapted, words):
