@@ -85,6 +85,7 @@ def loader(folder: Path, device: torch.device, options: argparse.Namespace) -> t
     """The train loader of `neutreno-adapt`, over train and val together; and how many files these are."""
     from timm_neutreno_cli import data
     from timm_neutreno_cli.config import AdaptConfig, Recipe
+    from timm_neutreno_cli.processes import Processes
 
     config = AdaptConfig(data=str(folder), workers=options.workers)
     images = data.find(config)
@@ -92,7 +93,8 @@ def loader(folder: Path, device: torch.device, options: argparse.Namespace) -> t
     size = {"input_size": (3, options.img_size, options.img_size)}
     data_config = {**size, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
     recipe = Recipe(batch_size=options.batch_size)
-    return data.loader(images, "train", recipe, data_config, config, device), len(images.train)
+    found = data.train_loader(images, recipe, data_config, config, device, Processes())
+    return found.batches, len(images.train)
 
 
 def training_step(device: torch.device, options: argparse.Namespace) -> Callable[[Batch], None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -77,7 +78,8 @@ def run_seeds(config: AdaptConfig, members: Processes, stop: Stop) -> dict[str, 
         if processes.agree((folder / resume.ARGUMENTS).exists()):
             one = replace(config, resume=str(folder), output=None, seed=seed, seeds=1)
         else:
-            one = replace(fresh, resume=None, output=str(folder), seed=seed, seeds=1)
+            split = config.seed if fresh.split_seed is None else fresh.split_seed  # all seeds hold out the same images
+            one = replace(fresh, resume=None, output=str(folder), seed=seed, seeds=1, split_seed=split)
         documents.append(run_one(one, members, stop, str(directory)))
         if config.dry_run:
             return documents[0]
@@ -99,8 +101,6 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
         config, earlier = resume.settle(config)
     check_config(config)
     recipe = resolve_recipe(config)
-    if config.fidelity_warmup and config.fidelity_warmup >= recipe.epochs:
-        raise UsageError(f"--fidelity-warmup {config.fidelity_warmup:g} must be shorter than --epochs {recipe.epochs}.")
     if config.fsdp and (recipe.ema_decay or config.amp_dtype == "float16"):
         raise UsageError("--fsdp takes bfloat16 and no averaged weights: pass --ema-decay 0 and --amp-dtype bfloat16.")
     narrator = Narrator(config.quiet or not members.first)
@@ -113,6 +113,7 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
     config = replace(config, **settle_fidelity(config, source))
     images = data.find(config)
     recipe = replace(recipe, batch_size=fit_batch(recipe, images, config, members))
+    check_warmup(recipe, images, config)
     if config.limit_batches:
         data.thin(images.val, config.limit_batches * recipe.batch_size)
     if earlier is not None:
@@ -232,6 +233,24 @@ def fit_batch(recipe: Recipe, images: data.Data, config: AdaptConfig, members: P
             f"accumulation steps{' in pairs for mixup' if step > parts else ''}. Use {down} or {down + step}."
         )
     return size
+
+
+def check_warmup(recipe: Recipe, images: data.Data, config: AdaptConfig) -> None:
+    """Refuse a fidelity that would still be rising in the last step.
+
+    Raises:
+        UsageError: With the number of steps.
+    """
+    warmup = config.fidelity_warmup
+    if warmup and warmup >= recipe.epochs:
+        raise UsageError(f"--fidelity-warmup {warmup:g} must be shorter than --epochs {recipe.epochs}.")
+    if not data.is_stream(images.train):
+        steps = min(len(images.train) // recipe.batch_size, config.limit_batches or sys.maxsize)
+        if warmup * steps > recipe.epochs * steps - 1:
+            raise UsageError(
+                f"--fidelity-warmup {warmup:g} ends after the last of {recipe.epochs * steps} steps, so --fidelity "
+                "would never be reached. Make it shorter."
+            )
 
 
 class Models:

@@ -97,6 +97,7 @@ class AdaptConfig:
     log: list[str] = field(default_factory=list)
     seed: int = 0
     seeds: int = 1
+    split_seed: int | None = None  # of the images held out of a folder without val/; None: seed
     output: str | None = None
     resume: str | None = None
     allow_changes: bool = False

@@ -115,7 +115,7 @@ def _from_plain_folder(folder: Path, config: AdaptConfig) -> Data:
     for sample in train.reader.samples:
         by_class.setdefault(sample[1], []).append(sample)
     names = list(train.reader.class_to_idx)
-    draw = random.Random(config.seed)
+    draw = random.Random(config.seed if config.split_seed is None else config.split_seed)
     train.reader.samples, val.reader.samples = [], []
     for index, samples in sorted(by_class.items()):
         draw.shuffle(samples)

@@ -162,6 +162,7 @@ def test_what_is_trained(adapt, what, more, moving):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--epochs", "1", "--batch-size", "24", "--fidelity-warmup", "0.5"], "--fidelity-warmup 0.5 ends after"),
         (["--train", "tail"], "all, attention, fidelity, head"),
         (["--train", "fidelity"], "--learnable-fidelity"),
         (["--train", "fidelity", "--learnable-fidelity", "layer"], "--no-control"),
@@ -267,6 +268,16 @@ def test_several_seeds_are_paired_with_their_controls(adapt):
     ]
     assert document["differences"]["loss"]["values"] == pytest.approx(differences)
     assert "seed 5" in (folder / "README.md").read_text()
+
+
+def test_several_seeds_hold_out_the_same_images(adapt, small, tmp_path):
+    _, folder, _ = adapt("--seeds", 2, "--data", small[0] / "train", "--val-split", 0.25, "--no-control")
+    import yaml
+
+    prints = [
+        yaml.safe_load((folder / f"seed-{seed}" / "args.yaml").read_text())["data_fingerprint"] for seed in (0, 1)
+    ]
+    assert prints[0] == prints[1]
 
 
 def test_evaluate_gives_the_runs_figures_to_the_last_digit(adapt, monkeypatch, capsys):
