@@ -36,10 +36,12 @@ class NeutrenoBlock:
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         shared = self.first_values
         v0 = () if self.is_first else shared.read(self)
-        run = partial(self._run, len(v0), tuple(kwargs))
-        # every tensor is an explicit positional input, so that reentrant checkpointing sees them all
-        inputs = (x, *v0, *args, *kwargs.values())
-        out = checkpoint(run, *inputs) if shared.checkpoint else run(*inputs)
+        if shared.checkpoint:
+            # every tensor is an explicit positional input, so that reentrant checkpointing sees them all
+            run = partial(self._run_packed, len(v0), tuple(kwargs))
+            out = checkpoint(run, x, *v0, *args, *kwargs.values())
+        else:
+            out = self._run(v0, x, *args, **kwargs)
         if self.is_first:
             out, *values = out
             shared.write(tuple(values))
@@ -47,15 +49,18 @@ class NeutrenoBlock:
             shared.end(None)
         return out
 
-    def _run(self, num_values: int, names: tuple[str, ...], x: Tensor, *inputs):
+    def _run_packed(self, num_values: int, names: tuple[str, ...], x: Tensor, *inputs):
         v0, args = inputs[:num_values], inputs[num_values:]
         args, kwargs = args[: len(args) - len(names)], dict(zip(names, args[len(args) - len(names) :], strict=True))
+        return self._run(v0, x, *args, **kwargs)
+
+    def _run(self, v0: tuple[Tensor, ...], x: Tensor, *args, **kwargs):
         kind = BLOCK_KINDS[self.timm_class]
+        holders = kind.attentions(self)
         if not self.is_first:
-            holders = kind.attentions(self)
             mixes = [FidelityMix(value, holder) for value, holder in zip(v0, holders, strict=True)]
             return kind.run(self, self.timm_class, mixes, x, *args, **kwargs)
-        mixes = [FidelityMix(None, None) for _ in kind.attentions(self)]
+        mixes = [FidelityMix(None, None) for _ in holders]
         y = kind.run(self, self.timm_class, mixes, x, *args, **kwargs)
         return (y, *(self._keep(mix.v) for mix in mixes))
 
