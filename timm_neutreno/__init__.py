@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from .fidelity import fidelity_term
+from .fused import use_fused_attention
 from .neutreno_vit import supported_models
 from .support import LayerSupport, UnsupportedModelError, check_support
 from .surgery import is_patched, patch, set_fidelity, unpatch
@@ -31,6 +32,7 @@ __all__ = [
     "smoothing",
     "supported_models",
     "unpatch",
+    "use_fused_attention",
 ]
 
 

@@ -70,7 +70,7 @@ class WindowMix:
 
     def __call__(self, u: Tensor, v: Tensor) -> Tensor:
         if self.mix.v0 is None:
-            self.mix.v = self._to_image(v)
+            self.mix.record(self._to_image(v))
             return u
         return FidelityMix(self._to_windows(self.mix.v0, v.shape[1]), self.mix.holder)(u, v)
 

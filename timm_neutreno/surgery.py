@@ -14,7 +14,7 @@ import torch
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from .attention import FidelityMix, NeutrenoAttention, describe_fidelity, is_traced
+from .attention import FidelityMix, NeutrenoAttention, describe_fidelity
 from .blocks import BLOCK_KINDS
 from .fidelity import DEFAULT_FIDELITY, check_fidelity
 from .first_values import FirstValues
@@ -60,15 +60,9 @@ class NeutrenoBlock:
         if not self.is_first:
             mixes = [FidelityMix(value, holder) for value, holder in zip(v0, holders, strict=True)]
             return kind.run(self, self.timm_class, mixes, x, *args, **kwargs)
-        mixes = [FidelityMix(None, None) for _ in holders]
+        mixes = [FidelityMix(None, None, self.first_values.checkpoint) for _ in holders]
         y = kind.run(self, self.timm_class, mixes, x, *args, **kwargs)
-        return (y, *(self._keep(mix.v) for mix in mixes))
-
-    def _keep(self, v: Any) -> Tensor:
-        """v is a view of q, k and v in one tensor: copy it where nothing else would keep q and k alive."""
-        if is_traced(v):
-            return v
-        return v.clone() if self.first_values.checkpoint or not v.requires_grad else v
+        return (y, *(mix.v for mix in mixes))
 
     def __prepare_scriptable__(self):
         raise RuntimeError(
