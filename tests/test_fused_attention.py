@@ -115,7 +115,7 @@ def patched_model_takes_the_kernels():
         assert len(got) == len(want)
         largest = max(w.abs().max() for w in want[1:])
         for a, b in zip(got, want, strict=True):
-            assert (a - b).abs().max() <= bound * b.abs().max() + 1e-6 * largest
+            assert (a - b).abs().max() <= bound * b.abs().max() + 1e-2 * bound * largest  # a key bias: zero, rounded
 
     x = images()
     for key in ("vit", "vit_norms", "rope", "eva02"):

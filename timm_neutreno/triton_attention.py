@@ -23,6 +23,15 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_D = 128
+_WIDEN = tl.constexpr(INTERPRETED)  # the interpreter multiplies the bits of bfloat16 as if they were integers
+
+
+@triton.jit
+def _dot(a, b):
+    """a @ b, summed in float32; float32 is not cut to TF32."""
+    if _WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
@@ -59,12 +68,12 @@ def _forward(
     u = tl.zeros([BM, BD], tl.float32)
     for start in range(0, N, BN):
         keys = start + tl.arange(0, BN)
-        s = tl.dot(q, tl.trans(_load(K, keys, cols, kn, N, D)), input_precision="ieee") * scale
+        s = _dot(q, tl.trans(_load(K, keys, cols, kn, N, D))) * scale
         s = tl.where(keys[None, :] < N, s, float("-inf"))
         new = tl.maximum(top, tl.max(s, 1))
         p, shrink = tl.exp(s - new[:, None]), tl.exp(top - new)
         v = _load(V, keys, cols, vn, N, D)
-        u = u * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        u = u * shrink[:, None] + _dot(p.to(v.dtype), v)
         total, top = total * shrink + tl.sum(p, 1), new
     v0, v = _load(V0 + b * zb + h * zh, rows, cols, zn, N, D), _load(V, rows, cols, vn, N, D)
     u = u / total[:, None] + tl.load(F + h * sf).to(tl.float32) * (v0.to(tl.float32) - v.to(tl.float32))
@@ -109,10 +118,10 @@ def _backward_kv(
         q, g = _load(Q, rows, cols, qn, N, D), _load(G, rows, cols, gn, N, D)
         lse = tl.load(LSE + at + rows, mask=rows < N, other=float("inf"))  # rows past the end get P = 0
         delta = tl.load(DELTA + at + rows, mask=rows < N, other=0.0)
-        p = tl.exp(tl.dot(q, tl.trans(k), input_precision="ieee") * scale - lse[:, None])
-        dv += tl.dot(tl.trans(p).to(g.dtype), g, input_precision="ieee")
-        ds = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - delta[:, None])
-        dk += tl.dot(tl.trans(ds).to(q.dtype), q, input_precision="ieee")
+        p = tl.exp(_dot(q, tl.trans(k)) * scale - lse[:, None])
+        dv += _dot(tl.trans(p).to(g.dtype), g)
+        ds = p * (_dot(g, tl.trans(v)) - delta[:, None])
+        dk += _dot(tl.trans(ds).to(q.dtype), q)
     _store(DK + b * xb + h * xh, dk * scale, keys, cols, xn, N, D)
     _store(DV + b * xb + h * xh, dv, keys, cols, xn, N, D)
 
@@ -132,10 +141,10 @@ def _backward_q(
     for start in range(0, N, BN):
         keys = start + tl.arange(0, BN)
         k, v = _load(K, keys, cols, kn, N, D), _load(V, keys, cols, vn, N, D)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        s = _dot(q, tl.trans(k)) * scale
         p = tl.where(keys[None, :] < N, tl.exp(s - lse[:, None]), 0.0)
-        ds = p * (tl.dot(g, tl.trans(v), input_precision="ieee") - delta[:, None])
-        dq += tl.dot(ds.to(k.dtype), k, input_precision="ieee")
+        ds = p * (_dot(g, tl.trans(v)) - delta[:, None])
+        dq += _dot(ds.to(k.dtype), k)
     _store(DQ + b * xb + h * xh, dq * scale, rows, cols, xn, N, D)
 
 
