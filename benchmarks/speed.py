@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                      # the table, speed.json, speed.svg, README's section
     python benchmarks/speed.py --quick              # minutes less, written nowhere
-    python benchmarks/speed.py --readme             # only renew README's section from speed.json
+    python benchmarks/speed.py --readme             # only renew README's section and the plot from speed.json
     python benchmarks/speed.py --device cuda --models deit_tiny_patch16_224 vit_base_patch16_224 --batches 1 64 256
 
 Every round runs each arm once, in changing order, in this process; the ratio to timm's model is taken per round; the
@@ -66,9 +66,9 @@ CELLS = [
     Cell(BASE),
     Cell(TINY, "training", 2),
     Cell(SMALL, "training", 1),
-    Cell(TINY, dtype="bfloat16"),
     Cell(TINY, image=384),
     Cell(TINY, compiled=True),
+    Cell(TINY, dtype="bfloat16"),
     Cell(TINY, "training", 2, compiled=True),
 ]
 LONG = [Cell(TINY, image=1024)]  # seconds per pass on a CPU: few rounds
@@ -78,7 +78,9 @@ QUICK = [Cell(TINY), Cell(TINY, "training", 1)]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two cells, ten rounds, nothing written")
-    parser.add_argument("--readme", action="store_true", help="measure nothing; renew README's section from speed.json")
+    parser.add_argument(
+        "--readme", action="store_true", help="measure nothing; renew README's section and the plot from speed.json"
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--models", nargs="+", help=f"own grid of cells; large ones: {', '.join(LARGE)}")
     parser.add_argument("--modes", nargs="+", default=["inference", "training"])
@@ -91,7 +93,9 @@ def main() -> None:
     parser.add_argument("--malloc", choices=["keep", "default"], default="keep")
     args = parser.parse_args()
     if args.readme:
-        write_readme(json.loads(JSON.read_text()))
+        document = json.loads(JSON.read_text())
+        plot(document["cells"])
+        write_readme(document)
         return
     torch.set_num_threads(args.threads)
     if args.malloc == "keep":
@@ -99,18 +103,16 @@ def main() -> None:
     rounds = 10 if args.quick else args.rounds
     cells = [(cell, rounds) for cell in QUICK if args.quick] or [(cell, rounds) for cell in own_grid(args)]
     cells = cells or [(cell, rounds) for cell in CELLS] + [(cell, 3) for cell in LONG]
-    print(HEADER)
-    document: dict[str, Any] = {"setting": setting(args), "cells": []}
+    result = startup(5 if args.quick else 15)
+    print(startup_line(result), HEADER, sep="\n\n", flush=True)
+    document = {"setting": setting(args), "startup": result, "cells": []}
     for cell, count in cells:
         row = measure(cell, args.device, count)
         document["cells"].append(row)
         print(line(row), flush=True)
         if not args.quick:
             JSON.write_text(json.dumps(document, indent=1) + "\n")
-    document["startup"] = startup(5 if args.quick else 15)
-    print(startup_line(document["startup"]))
     if not args.quick:
-        JSON.write_text(json.dumps(document, indent=1) + "\n")
         plot(document["cells"])
         write_readme(document)
 

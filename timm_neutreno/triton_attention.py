@@ -36,7 +36,9 @@ def _dot(a, b):
 
 @triton.jit
 def _load(X, rows, cols, stride, N, D):
-    return tl.load(X + rows[:, None] * stride + cols[None, :], mask=(rows[:, None] < N) & (cols[None, :] < D), other=0.0)
+    return tl.load(
+        X + rows[:, None] * stride + cols[None, :], mask=(rows[:, None] < N) & (cols[None, :] < D), other=0.0
+    )
 
 
 @triton.jit
@@ -224,9 +226,7 @@ def _attention_backward(
         q, k, v, fidelity, g, lse, delta, dk, dv, scale, step, *_strides(q, k, v, g, dk), *shape,
         BM=block, BN=block, **sizes,
     )  # fmt: skip
-    _backward_q[grid](
-        q, k, v, g, lse, delta, dq, scale, *_strides(q, k, v, g, dq), *shape, BM=block, BN=block, **sizes
-    )
+    _backward_q[grid](q, k, v, g, lse, delta, dq, scale, *_strides(q, k, v, g, dq), *shape, BM=block, BN=block, **sizes)
     df = df.sum((0, 2)) if fidelity.numel() == H else df.sum().view(1)
     return dq, dk, dv, dv0, df.to(fidelity.dtype)
 
