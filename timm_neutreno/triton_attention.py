@@ -58,7 +58,7 @@ def _place(H, N, BLOCK: tl.constexpr):
 
 @triton.jit
 def _forward(
-    Q, K, V, V0, F, O, LSE, scale, sf, qb, qh, qn, kb, kh, kn, vb, vh, vn, zb, zh, zn, ob, oh, on,
+    Q, K, V, V0, F, U, LSE, scale, sf, qb, qh, qn, kb, kh, kn, vb, vh, vn, zb, zh, zn, ob, oh, on,
     H, N, D, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     b, h, block = _place(H, N, BM)
@@ -79,20 +79,20 @@ def _forward(
         total, top = total * shrink + tl.sum(p, 1), new
     v0, v = _load(V0 + b * zb + h * zh, rows, cols, zn, N, D), _load(V, rows, cols, vn, N, D)
     u = u / total[:, None] + tl.load(F + h * sf).to(tl.float32) * (v0.to(tl.float32) - v.to(tl.float32))
-    _store(O + b * ob + h * oh, u, rows, cols, on, N, D)
+    _store(U + b * ob + h * oh, u, rows, cols, on, N, D)
     tl.store(LSE + (b * H + h) * N + rows, top + tl.log(total), mask=rows < N)
 
 
 @triton.jit
 def _backward_rows(
-    G, O, V, V0, F, DV0, DELTA, DF, sf, gb, gh, gn, ob, oh, on, vb, vh, vn, zb, zh, zn, xb, xh, xn,
+    G, U, V, V0, F, DV0, DELTA, DF, sf, gb, gh, gn, ob, oh, on, vb, vh, vn, zb, zh, zn, xb, xh, xn,
     H, N, D, BD: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Per token: delta = g . (P v), what of the fidelity's gradient it brings, and the gradient of v0."""
     b, h, block = _place(H, N, BM)
     rows, cols = block * BM + tl.arange(0, BM), tl.arange(0, BD)
     g = _load(G + b * gb + h * gh, rows, cols, gn, N, D).to(tl.float32)
-    o = _load(O + b * ob + h * oh, rows, cols, on, N, D).to(tl.float32)
+    o = _load(U + b * ob + h * oh, rows, cols, on, N, D).to(tl.float32)
     v = _load(V + b * vb + h * vh, rows, cols, vn, N, D).to(tl.float32)
     away = _load(V0 + b * zb + h * zh, rows, cols, zn, N, D).to(tl.float32) - v
     fidelity = tl.load(F + h * sf).to(tl.float32)
@@ -150,7 +150,7 @@ def _backward_q(
     _store(DQ + b * xb + h * xh, dq * scale, rows, cols, xn, N, D)
 
 
-# --- the operators ------------------------------------------------------------------------------------------------------
+# --- the operators ----------------------------------------------------------------------------------------------------
 
 
 def _dense(x: Tensor) -> Tensor:
