@@ -171,7 +171,8 @@ def _strides(*tensors: Tensor) -> list[int]:
 def _sizes(x: Tensor) -> tuple[int, dict[str, int]]:
     """Tokens per program, small where wide heads in float32 would not fit the shared memory; and D padded."""
     BD = max(16, triton.next_power_of_2(x.shape[-1]))
-    return (32 if BD * x.element_size() > 256 else 64), {"BD": BD}
+    stages = 2 if x.element_size() == 2 else 1  # tiles under way at a time: chosen for room, not timed
+    return (32 if BD * x.element_size() > 256 else 64), {"BD": BD, "num_stages": stages}
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, v0: Tensor, fidelity: Tensor) -> None:
