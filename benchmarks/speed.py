@@ -322,6 +322,8 @@ def section(document: dict[str, Any]) -> str:
             f"Measured by `python benchmarks/speed.py` on {where}. Ratios to timm's model, median over",
             f"rounds (quartiles), at least {min(r['rounds'] for r in document['cells'] if r['rounds'] >= 10)} rounds "
             "unless said; `control` is timm against itself: what differs from 1 there is noise.",
+            "`written out` is the formula without fused attention. Peak memory is NeuTRENO's over timm's. Freed memory stays "
+            f"in the process (`--malloc {s['malloc']}`).",
             "",
             HEADER,
             *map(line, document["cells"]),
