@@ -322,8 +322,8 @@ def section(document: dict[str, Any]) -> str:
             f"Measured by `python benchmarks/speed.py` on {where}. Ratios to timm's model, median over",
             f"rounds (quartiles), at least {min(r['rounds'] for r in document['cells'] if r['rounds'] >= 10)} rounds "
             "unless said; `control` is timm against itself: what differs from 1 there is noise.",
-            "`written out` is the formula without fused attention. Peak memory is NeuTRENO's over timm's. Freed memory stays "
-            f"in the process (`--malloc {s['malloc']}`).",
+            "`written out` is the formula without fused attention. Peak memory is NeuTRENO's over timm's. Freed memory "
+            f"stays in the process (`--malloc {s['malloc']}`).",
             "",
             HEADER,
             *map(line, document["cells"]),
@@ -343,6 +343,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "speed"  # the same figures, the same file
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
@@ -360,7 +361,7 @@ def plot(rows: list[dict[str, Any]]) -> None:
     axes[0].set_title(f"{plain[0]['model']}, inference", fontsize="medium")
     axes[0].legend()
     figure.tight_layout()
-    figure.savefig(PLOT)
+    figure.savefig(PLOT, metadata={"Date": None})
 
 
 if __name__ == "__main__":
