@@ -8,11 +8,17 @@ Paper: Nguyen, Nguyen, Baraniuk, NeurIPS 2023, https://arxiv.org/abs/2312.00751
 
 __version__ = "0.1.0"
 
-from . import hub, smoothing
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .fidelity import fidelity_term
+from .fused import use_fused_attention
 from .neutreno_vit import supported_models
 from .support import LayerSupport, UnsupportedModelError, check_support
 from .surgery import is_patched, patch, set_fidelity, unpatch
+
+if TYPE_CHECKING:
+    from . import hub, smoothing
 
 __all__ = [
     "LayerSupport",
@@ -26,4 +32,16 @@ __all__ = [
     "smoothing",
     "supported_models",
     "unpatch",
+    "use_fused_attention",
 ]
+
+
+def __getattr__(name: str):
+    """`timm_neutreno.hub` and `.smoothing` come when they are used first: they double the time of the import."""
+    if name in ("hub", "smoothing"):
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

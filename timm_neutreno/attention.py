@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from . import fused
 from .fidelity import add_fidelity_term
-from .projections import RECIPES, Recipe
+from .projections import RECIPES, Recipe, attend
 
 Mix = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,16 +31,26 @@ class FidelityMix:
         v0: The first layer's values, (B, H, N, D); None in the first layer, where the mix records them as `v`.
         holder: The module that holds the layer's fidelity; None in the first layer. The fidelity is read in the call,
             inside that module's forward: outside it, a learnable one may be a shard (FSDP2).
+        checkpoint: Whether activations are recomputed, so that autograd does not keep q, k and v.
     """
 
-    def __init__(self, v0: Tensor | None, holder: nn.Module | None):
+    def __init__(self, v0: Tensor | None, holder: nn.Module | None, checkpoint: bool = False):
         self.v0 = v0
         self.holder = holder
+        self.checkpoint = checkpoint
         self.v: Tensor | None = None
+
+    def record(self, v: Tensor) -> None:
+        """v is a view of q, k and v in one tensor: copy it where nothing else would keep q and k alive.
+
+        At once, not at the end of the block: there the MLP comes, where most memory is in use.
+        """
+        copied = not is_traced(v) and (self.checkpoint or not v.requires_grad)
+        self.v = v.clone() if copied else v
 
     def __call__(self, u: Tensor, v: Tensor) -> Tensor:
         if self.v0 is None:
-            self.v = v
+            self.record(v)
             return u
         if not is_traced(v) and self.v0.shape != v.shape:
             raise RuntimeError(
@@ -62,7 +73,11 @@ def neutreno_attention(module: nn.Module, recipe: Recipe, mix: Mix, x: Tensor, *
         **kwargs: Likewise.
     """
     p = recipe.project(module, x, *args, **kwargs)
-    u = mix(recipe.attend(module, p), p.v)
+    u = None
+    if fused.is_enabled() and recipe.attend is attend and isinstance(mix, FidelityMix) and not is_traced(x):
+        u = fused.fused_attention(module, p, mix)
+    if u is None:
+        u = mix(recipe.attend(module, p), p.v)
     return recipe.output(module, u, x, p)
 
 

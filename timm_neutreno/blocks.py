@@ -7,6 +7,7 @@ made outside the call is changed, which is what checkpointing and torch.compile 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,14 +23,13 @@ class BlockView:
     """A block as timm's forward sees it: like the block, but calling `.attn` passes the mix along."""
 
     def __init__(self, block: Any, mix: Mix):
+        if not torch.compiler.is_compiling():  # found without a detour over __getattr__, which costs as much as an op
+            self.__dict__.update(block._modules)
         self.block = block
-        self.mix = mix
+        self.attn = partial(block.attn, mix=mix)
 
     def __getattr__(self, name: str):
         return getattr(self.block, name)
-
-    def attn(self, *args, **kwargs) -> Tensor:
-        return self.block.attn(*args, mix=self.mix, **kwargs)
 
 
 class BlockKind(NamedTuple):
@@ -70,7 +70,7 @@ class WindowMix:
 
     def __call__(self, u: Tensor, v: Tensor) -> Tensor:
         if self.mix.v0 is None:
-            self.mix.v = self._to_image(v)
+            self.mix.record(self._to_image(v))
             return u
         return FidelityMix(self._to_windows(self.mix.v0, v.shape[1]), self.mix.holder)(u, v)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import get_arch_pretrained_cfgs, load_state_dict, model_entrypoint, register_model
+from timm.models import load_state_dict, model_entrypoint, register_model
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._hub import load_state_dict_from_hf, load_state_dict_from_path
 from timm.models._pretrained import DefaultCfg
@@ -39,9 +40,18 @@ def supported_models() -> list[str]:
 
 
 def _default_cfg(base: str) -> DefaultCfg:
-    """The base model's pretrained cfgs, by tag: same weights, same preprocessing, same licence."""
-    cfgs = {(cfg.tag or ""): cfg for cfg in get_arch_pretrained_cfgs(base).values()}
-    return DefaultCfg(tags=deque(cfgs), cfgs=cfgs, is_pretrained=any(cfg.has_weights for cfg in cfgs.values()))
+    """The base model's pretrained cfgs, by tag: same weights, same preprocessing, same licence.
+
+    They are read where timm's modules declare them, and shared: get_arch_pretrained_cfgs copies each one deeply, which
+    for all twins takes longer than the rest of the import.
+    """
+    theirs = sys.modules[model_entrypoint(base).__module__].default_cfgs.get(base, DefaultCfg())
+    cfgs = {}
+    for tag, cfg in theirs.cfgs.items():
+        if cfg.hf_hub_id == "timm/":  # timm completes it with the model's name: the base's, not the twin's
+            cfg = replace(cfg, hf_hub_id=f"timm/{base}.{tag}" if tag else f"timm/{base}")
+        cfgs[tag] = cfg
+    return replace(theirs, cfgs=cfgs)
 
 
 def _entrypoint(name: str, base: str) -> Callable[..., nn.Module]:

@@ -14,7 +14,7 @@ import torch
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from .attention import FidelityMix, NeutrenoAttention, describe_fidelity, is_traced
+from .attention import FidelityMix, NeutrenoAttention, describe_fidelity
 from .blocks import BLOCK_KINDS
 from .fidelity import DEFAULT_FIDELITY, check_fidelity
 from .first_values import FirstValues
@@ -36,10 +36,12 @@ class NeutrenoBlock:
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
         shared = self.first_values
         v0 = () if self.is_first else shared.read(self)
-        run = partial(self._run, len(v0), tuple(kwargs))
-        # every tensor is an explicit positional input, so that reentrant checkpointing sees them all
-        inputs = (x, *v0, *args, *kwargs.values())
-        out = checkpoint(run, *inputs) if shared.checkpoint else run(*inputs)
+        if shared.checkpoint:
+            # every tensor is an explicit positional input, so that reentrant checkpointing sees them all
+            run = partial(self._run_packed, len(v0), tuple(kwargs))
+            out = checkpoint(run, x, *v0, *args, *kwargs.values())
+        else:
+            out = self._run(v0, x, *args, **kwargs)
         if self.is_first:
             out, *values = out
             shared.write(tuple(values))
@@ -47,23 +49,20 @@ class NeutrenoBlock:
             shared.end(None)
         return out
 
-    def _run(self, num_values: int, names: tuple[str, ...], x: Tensor, *inputs):
+    def _run_packed(self, num_values: int, names: tuple[str, ...], x: Tensor, *inputs):
         v0, args = inputs[:num_values], inputs[num_values:]
         args, kwargs = args[: len(args) - len(names)], dict(zip(names, args[len(args) - len(names) :], strict=True))
+        return self._run(v0, x, *args, **kwargs)
+
+    def _run(self, v0: tuple[Tensor, ...], x: Tensor, *args, **kwargs):
         kind = BLOCK_KINDS[self.timm_class]
+        holders = kind.attentions(self)
         if not self.is_first:
-            holders = kind.attentions(self)
             mixes = [FidelityMix(value, holder) for value, holder in zip(v0, holders, strict=True)]
             return kind.run(self, self.timm_class, mixes, x, *args, **kwargs)
-        mixes = [FidelityMix(None, None) for _ in kind.attentions(self)]
+        mixes = [FidelityMix(None, None, self.first_values.checkpoint) for _ in holders]
         y = kind.run(self, self.timm_class, mixes, x, *args, **kwargs)
-        return (y, *(self._keep(mix.v) for mix in mixes))
-
-    def _keep(self, v: Any) -> Tensor:
-        """v is a view of q, k and v in one tensor: copy it where nothing else would keep q and k alive."""
-        if is_traced(v):
-            return v
-        return v.clone() if self.first_values.checkpoint or not v.requires_grad else v
+        return (y, *(mix.v for mix in mixes))
 
     def __prepare_scriptable__(self):
         raise RuntimeError(

@@ -1,0 +1,72 @@
+"""Peak memory of the whole model, counted in bytes of live tensors: deterministic, so that it can be asserted.
+
+A unit is one (B, N, C) float32 tensor. In inference, v0 is alive until the last block: one unit above timm's peak. In
+training, v0 costs nothing (autograd keeps q, k and v of block 0 anyway), but the layers after the first keep two
+tensors where timm keeps one: SDPA its output, and `proj` its input, which without the fidelity term are the same.
+"""
+
+import copy
+
+import pytest
+import timm
+import torch
+
+import timm_neutreno
+from timm_neutreno.smoothing.cost import _Counter
+
+BATCH, TOKENS, CHANNELS, DEPTH = 4, 50, 96, 4
+UNIT = BATCH * TOKENS * CHANNELS * 4
+X = torch.randn(BATCH, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+
+
+def models(**kwargs):
+    plain = timm.create_model(
+        "vit_tiny_patch16_224", img_size=56, patch_size=8, embed_dim=CHANNELS, num_heads=3, depth=DEPTH, **kwargs
+    )
+    return plain, timm_neutreno.patch(copy.deepcopy(plain))
+
+
+def peak(model, train: bool) -> int:
+    """Bytes, beyond weights and images."""
+    with _Counter() as counter, torch.set_grad_enabled(train):
+        y = model(X)
+        if train:
+            y.square().sum().backward()
+    model.zero_grad(set_to_none=True)
+    return counter.peak
+
+
+def test_inference_holds_one_unit_more():
+    plain, model = models()
+    assert peak(model.eval(), False) - peak(plain.eval(), False) == UNIT
+
+
+def test_training_holds_one_unit_more_for_every_layer_but_the_first():
+    plain, model = models()
+    assert peak(model.train(), True) - peak(plain.train(), True) == (DEPTH - 1) * UNIT
+
+
+def test_unfused_attention_holds_v0_only():
+    """`proj` saves the sum in place of P v, which nothing else keeps; the temporary fits under the MLP's peak."""
+    plain, model = models()
+    for module in (*plain.modules(), *model.modules()):
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    assert peak(model.train(), True) - peak(plain.train(), True) <= UNIT
+
+
+def test_checkpointing_holds_v0_and_its_gradient():
+    plain, model = models()
+    for m in (plain, model):
+        m.train().set_grad_checkpointing()
+    assert peak(model, True) - peak(plain, True) <= 4 * UNIT
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_counter_sees_a_tensor_that_is_kept(train):
+    """Else the tests above could not fail."""
+    _, model = models()
+    before = peak(model.train(train), train)
+    kept = []
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: kept.append(output.detach().clone()))
+    assert peak(model, train) - before == UNIT
