@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from datetime import timedelta
 from typing import Any
 
 from .errors import CliError, UsageError
+
+# what ends a run. SLURM sends SIGTERM, or what --signal names: mostly USR1. A lost terminal sends HUP.
+SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
@@ -192,10 +196,12 @@ def launch(count: int, arguments: list[str]) -> int:
 
     logging.disable(logging.CRITICAL)  # the launcher's warnings say less than the worker's own line
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    ignored = {name for name in SIGNALS if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN}  # nohup
+    passed_on = [name for name in SIGNALS if name not in ignored]
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id="neutreno", rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, logs_specs=DefaultLogsSpecs(),
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        signals_to_handle=",".join(passed_on),
     )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", "timm_neutreno_cli.main", *arguments)

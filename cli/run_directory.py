@@ -93,8 +93,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     if path.name == LAST and path.exists():
         keep = path.with_name(f".{PREVIOUS}.{os.getpid()}")
         keep.unlink(missing_ok=True)
+        try:
+            os.link(path, keep)  # a second name: at no instant is there no whole checkpoint under LAST
+        except OSError:  # a file system without links
+            keep = path
         with writing(path):
-            os.link(path, keep)  # a second name: at no instant is there no whole checkpoint
             keep.replace(path.with_name(PREVIOUS))
     write_whole(path, write)
 

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 
 from . import processes
 
-# SLURM sends SIGTERM, or what --signal names: mostly USR1. A lost terminal sends HUP.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in processes.SIGNALS]
 
 
 class Stop:
@@ -44,8 +43,9 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals, and give them back."""
-        before = {number: signal.signal(number, self.receive) for number in SIGNALS}
+        """Take the signals, and give them back. One that is ignored (nohup, a background job) stays ignored."""
+        taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self.receive) for number in taken}
         try:
             yield
         finally:

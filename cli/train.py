@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import time
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from timm_neutreno.surgery import fidelity_holders
 from . import parallel, processes, run_directory
 from .config import AdaptConfig, Recipe
 from .data import Loader
-from .errors import CliError, DataError, Interrupted, TrainingError, one_line
+from .errors import CliError, DataError, Interrupted, OutputError, TrainingError, one_line
 from .evaluate import Evaluation, evaluate
 from .loggers import Loggers, rewind
 from .order import derive, seed_everything
@@ -444,21 +443,14 @@ class Trainer:
 
     def _after(self, error: BaseException) -> BaseException:
         """Save what can be saved, and tell what happened in one sentence."""
-        stop = self.session.stop
-        if isinstance(error, KeyboardInterrupt):
-            found: BaseException = Interrupted(f"interrupted in epoch {self.progress.epoch + 1}.")
-        elif stop.signal and not isinstance(error, CliError):
-            found = Interrupted(f"interrupted by {stop.signal} in epoch {self.progress.epoch + 1}.")
-        elif isinstance(error, CliError):
-            found = error
-        else:
-            found = explain(error)
-        kept = self._save_in_need(isinstance(error, Interrupted) if self.session.config.fsdp else self.first)
-        if type(found) is type(error) and not isinstance(found, CliError):
-            return found
-        if isinstance(found, CliError):
-            return type(found)(f"{one_line(found)} {kept}")
-        return found
+        signal, able = self.session.stop.signal, self.first
+        if self.session.config.fsdp:
+            able = isinstance(error, Interrupted)
+        found = error if isinstance(error, CliError) else explain(error)
+        if isinstance(error, KeyboardInterrupt) or (signal and not isinstance(error, CliError)):
+            found = Interrupted(f"interrupted by {signal or 'Ctrl-C'} in epoch {self.progress.epoch + 1}.")
+        kept = self._save_in_need(able and not isinstance(error, OutputError))
+        return type(found)(f"{one_line(found)} {kept}") if isinstance(found, CliError) else found
 
     def _save_in_need(self, able: bool) -> str:
         """After an error, save if this process can: rank 0 alone, or all of a sharded model, which agreed to stop."""
@@ -523,4 +515,8 @@ def memory(device: torch.device) -> float:
     """The most that was in use so far, in MiB: of the GPU's memory, or of this process's."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return float("nan")
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

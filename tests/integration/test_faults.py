@@ -104,6 +104,19 @@ def test_a_signal_saves_and_ends_with_130_and_the_way_on(small, tmp_path, name):
     process.communicate()
 
 
+def test_nohup_goes_on_when_the_terminal_goes(small, tmp_path):
+    run = tmp_path / "run"
+    command = small_run.command(*small, "--output", run, "--no-control", "--epochs", 30)
+    process = subprocess.Popen(
+        ["nohup", sys.executable, "-m", "timm_neutreno_cli.main", *command], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    wait_for(process, run / "last.pth.tar")
+    process.send_signal(signal.SIGHUP)
+    small_run.finish(process)
+    assert (run / "results.json").exists()
+
+
 def test_a_run_that_was_stopped_ends_bit_equal(small, tmp_path):
     small_run.finish(start(small, "--epochs", 6, "--output", tmp_path / "whole"))
     process = start(small, "--epochs", 6, "--output", tmp_path / "stopped")
