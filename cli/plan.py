@@ -44,7 +44,7 @@ def make(
         "steps": f"{trainer.steps} per epoch x {recipe.epochs} epochs = {trainer.steps * recipe.epochs}",
         "learning rate": f"{session.lr:.3g} after {recipe.warmup_epochs} epochs, then cosine to {recipe.min_lr:g}",
         "step": f"{step:.3f} s, {recipe.batch_size / step:.0f} images/s; {100 * wait:.0f} % of it waiting for data",
-        "memory": f"{memory(session.device):.0f} MiB at most so far, per process, on {session.device}",
+        "memory": f"{memory(session.device) or 0:.0f} MiB at most so far, per process, on {session.device}",
         "time": f"about {_duration(seconds)} for training, without evaluation, extrapolated from {STEPS} steps",
         "disk": f"about {_checkpoint_mib(parameters, recipe.ema_decay) * 3 * arms * config.seeds:.0f} MiB",
     }

@@ -162,6 +162,7 @@ class Trainer:
         )
         self.progress = Progress()
         self.loggers: Loggers | None = None
+        self.unread: list[Tensor] = []  # losses of the last steps, on the device
         self.between_steps = True  # weights, optimizer and schedule belong to one step
         self._restore()
 
@@ -215,17 +216,16 @@ class Trainer:
         else:
             seed_everything(derive("epoch", config.seed, progress.epoch))
         batches = iter(self.loader.batches)
-        losses: list[Tensor] = []
         window = 1 if device.type == "cpu" else 20  # reading a loss makes the host wait for the GPU
         title = f"{self.arm.name} {progress.epoch + 1}/{self.session.recipe.epochs}"
         for step in self.session.narrator.track(range(progress.step, self.steps), title, self.steps - progress.step):
             loss, wait = self._step(batches, step)
             waited += wait
-            losses.append(loss)
+            self.unread.append(loss)
             progress.step = step + 1
             reason, save = self._interruption(), self._saving(step)
-            if len(losses) == window or reason or save or step + 1 == self.steps:
-                self._add(losses)
+            if len(self.unread) >= window or reason or save or step + 1 == self.steps:
+                self._read_losses()
             if reason:
                 raise Interrupted(f"{reason} in epoch {progress.epoch + 1} of the {self.arm.name} model.")
             if save:
@@ -268,15 +268,15 @@ class Trainer:
         """Gradients travel in the last accumulation step only; FSDP shards them in each, to keep its memory small."""
         return nullcontext() if self.session.config.fsdp else self.task.no_sync()
 
-    def _add(self, losses: list[Tensor]) -> None:
-        """Sum losses up, each process its own; refuse one that is not finite."""
-        values = torch.stack(losses).tolist()
+    def _read_losses(self) -> None:
+        """Sum the losses up, each process its own; refuse one that is not finite."""
+        values = torch.stack(self.unread).tolist() if self.unread else []
+        self.unread.clear()
         first = self.progress.step - len(values)
         for index, value in enumerate(values):
             if not math.isfinite(value):
                 self._not_finite(value, first + index)
             self.progress.loss_sum += value
-        losses.clear()
 
     def _not_finite(self, value: float, step: int) -> None:
         epoch = self.progress.epoch
@@ -313,10 +313,12 @@ class Trainer:
         evaluations = self.evaluations(similarity=last)
         raw = evaluations[RAW]
         better = raw.top1 > progress.best
-        progress.best, progress.stale = (raw.top1, 0) if better else (progress.best, progress.stale + 1)
-        tired = patience is not None and progress.stale >= patience
+        stale = 0 if better else progress.stale + 1
+        tired = patience is not None and stale >= patience
         if tired and not last:
             evaluations = self.evaluations(similarity=True)
+        # from here on nothing interrupts: an epoch that is evaluated anew must not count twice
+        progress.best, progress.stale = max(raw.top1, progress.best), stale
         progress.evaluations = {name: asdict(value) for name, value in evaluations.items()}
         self._record(train_loss, evaluations, seconds, waited, steps)
         if tired and not last:
@@ -459,6 +461,7 @@ class Trainer:
         kept = f"The last checkpoint is in {saved.parent}." if saved.exists() else "No step was saved."
         if able and whole and (self.progress.epoch or self.progress.step):
             try:
+                self._read_losses()  # one that is not finite is not saved
                 self.save()
                 kept = f"Everything up to then is saved in {saved.parent}."
             except CliError as error:
@@ -511,12 +514,12 @@ def _make_numbers(model: nn.Module, fidelity: float) -> None:
     set_fidelity(model, fidelity)
 
 
-def memory(device: torch.device) -> float:
+def memory(device: torch.device) -> float | None:
     """The most that was in use so far, in MiB: of the GPU's memory, or of this process's."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     try:
         import resource
     except ModuleNotFoundError:  # Windows
-        return float("nan")
+        return None
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

@@ -237,3 +237,12 @@ def test_features_wrapper_is_refused(tmp_path):
 def test_weights_can_be_read_by_whoever_reads_the_config(tmp_path):
     timm_neutreno.hub.save_pretrained(timm_neutreno.patch(build("vit")), tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
+
+
+def test_a_channels_last_model_is_saved_as_any_other(tmp_path):
+    model = timm.create_model("neutreno_deit_tiny", num_classes=3).to(memory_format=torch.channels_last)
+    save_pretrained(model, tmp_path)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
+    assert model.patch_embed.proj.weight.is_contiguous(memory_format=torch.channels_last)  # left as it was

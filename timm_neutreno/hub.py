@@ -63,17 +63,27 @@ def save_pretrained(
         model_config["label_names"] = list(label_names)
     if label_descriptions:
         model_config["label_descriptions"] = dict(label_descriptions)
-    save_for_hf(
-        model,
-        str(directory),
-        model_config=model_config,
-        model_args=arguments,
-        safe_serialization=True,
-        data_config=data_config,
-    )
+    made_dense = model.register_state_dict_post_hook(_dense)
+    try:
+        save_for_hf(
+            model,
+            str(directory),
+            model_config=model_config,
+            model_args=arguments,
+            safe_serialization=True,
+            data_config=data_config,
+        )
+    finally:
+        made_dense.remove()
     # safetensors writes for its owner alone, but people share run directories
     shutil.copymode(directory / "config.json", directory / "model.safetensors")
     return directory
+
+
+def _dense(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: object) -> None:
+    """safetensors refuses weights in another memory format, such as channels_last."""
+    for name, value in state_dict.items():
+        state_dict[name] = value.contiguous()
 
 
 def push_to_hub(

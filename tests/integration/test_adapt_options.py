@@ -113,6 +113,15 @@ def test_options_of_speed_go_together_and_change_nothing(small, plain_loss, tmp_
     assert model.blocks[1].attn.fidelity == 0.6
 
 
+@pytest.mark.parametrize("options", [["--channels-last"], ["--no-tf32"], ["--workers", 2]])
+def test_where_and_how_fast_changes_nothing(adapt, options):
+    document, *_ = adapt("--no-control", "--random-erasing", 0.5, "--mixup", 0.5, *options)
+    plain, *_ = adapt("--no-control", "--random-erasing", 0.5, "--mixup", 0.5, name="plain")
+    assert document["models"]["NeuTRENO, adapted"]["loss"] == pytest.approx(
+        plain["models"]["NeuTRENO, adapted"]["loss"], rel=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     "options", [["--compile"], ["--ema-decay", 0.9], ["--amp", "--amp-dtype", "float16"], ["--teacher", "deit_tiny"]]
 )
