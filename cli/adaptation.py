@@ -328,6 +328,8 @@ def freeze_fidelity(model: nn.Module) -> None:
 
 def choose_device(name: str | None, members: Processes) -> torch.device:
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if members.count > 1 and ":" in name:
+        raise UsageError(f"--device {name} would be shared by {members.count} processes: pass --device cuda or cpu.")
     if name == "cuda":
         name = f"cuda:{members.local_rank}"
     try:

@@ -95,7 +95,7 @@ def join(device: str | None) -> Processes:
     import torch.distributed as dist
 
     found = Processes(int(variables["RANK"]), int(variables["LOCAL_RANK"]), int(variables["WORLD_SIZE"]))
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    on_gpu = not (device or "").startswith("cpu") and torch.cuda.is_available()
     if on_gpu:
         if found.local_rank >= torch.cuda.device_count():
             raise UsageError(
@@ -174,7 +174,7 @@ def count_gpus(wanted: str, device: str | None) -> int:
     """
     if not re.fullmatch(r"all|[1-9]\d*", wanted):
         raise UsageError(f"--gpus takes a number of at least 1, or all; got {wanted!r}.")
-    if device == "cpu":
+    if (device or "").startswith("cpu"):
         return os.cpu_count() or 1 if wanted == "all" else int(wanted)
     import torch
 

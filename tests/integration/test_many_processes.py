@@ -125,6 +125,11 @@ def test_a_batch_that_cannot_be_dealt_out(small, tmp_path):
     assert "Use 6 or 8" in line
 
 
+def test_one_device_for_all_processes(small, tmp_path):
+    _, err = run(small, tmp_path / "run", "--gpus", 2, "--device", "cpu:0", code=2)
+    assert "would be shared by 2 processes" in err
+
+
 def test_more_gpus_than_there_are(small, tmp_path):
     _, err = run(small, tmp_path / "run", "--device", "cuda", "--gpus", 64, code=2)
     assert "--gpus 64, but this machine has" in err
