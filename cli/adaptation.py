@@ -31,7 +31,7 @@ from timm_neutreno.twins import twin_name
 
 from . import checkpoint, data, parallel, plan, processes, push, resume, run_directory, seeds, summary
 from .config import AdaptConfig, Recipe, as_dict, check_config, resolve_recipe
-from .errors import CheckpointError, Interrupted, TrainingError, UsageError, one_line
+from .errors import CheckpointError, CliError, Interrupted, TrainingError, UsageError, one_line
 from .evaluate import Evaluation, evaluate
 from .processes import Processes
 from .progress import Narrator
@@ -55,6 +55,8 @@ def run(config: AdaptConfig) -> dict[str, Any]:
         members = processes.join(config.device)
         try:
             document = run_seeds(config, members, stop) if config.seeds > 1 else run_one(config, members, stop)
+        except CliError:
+            raise
         except Exception as error:
             raise explain(error) from error
         processes.leave()

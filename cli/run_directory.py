@@ -55,6 +55,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        if "DataLoader worker" in str(error):  # raised by a signal, wherever Python happens to be
+            raise
         cause = getattr(error, "strerror", None) or "the disk is full, or the file is too large"
         raise OutputError(
             f"cannot write {path}: {cause}. What was saved before is still there. Free some space, or choose another "

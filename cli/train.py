@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -462,11 +463,25 @@ class Trainer:
         if able and whole and (self.progress.epoch or self.progress.step):
             try:
                 self._read_losses()  # one that is not finite is not saved
-                self.save()
+                _whatever_dies(self.save)
                 kept = f"Everything up to then is saved in {saved.parent}."
             except CliError as error:
                 kept = f"{kept} Saving failed: {one_line(error)}"
         return f"{kept} {self.session.resume_line}"
+
+
+DEAD_WORKER = "DataLoader worker"
+
+
+def _whatever_dies(save: Callable[[], None]) -> None:
+    """Call it again if a loader process that dies breaks in: torch raises that wherever Python happens to be."""
+    for _ in range(8):
+        try:
+            return save()
+        except RuntimeError as error:
+            if DEAD_WORKER not in str(error):
+                raise
+    raise OutputError("loader processes die one after another.")
 
 
 NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "Cannot allocate memory")
@@ -481,7 +496,7 @@ def explain(error: BaseException) -> BaseException:
             "result, --grad-checkpointing keeps fewer activations, --amp halves them, --fsdp shards the optimizer over "
             "processes; a smaller --batch-size changes the recipe."
         )
-    if "DataLoader worker" in text:
+    if DEAD_WORKER in text:
         return DataError(
             f"a data loader process died: {one_line(error)[:200]} Mostly memory ran out: use fewer --workers, or free "
             "memory (in a container: a larger /dev/shm)."
