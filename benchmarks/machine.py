@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ def described(device: str) -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in ("torch", "timm", "timm-neutreno", "pillow")},
         "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", *sys.argv]),
+        # an absolute path is this machine's; its last part says what it was
+        "command": shlex.join(["python", *(Path(a).name if os.path.isabs(a) else a for a in sys.argv)]),
     }
 
 
