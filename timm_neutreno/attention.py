@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import fused
 from .fidelity import add_fidelity_term
 from .projections import RECIPES, Recipe, attend
+from .recomputation import is_kept, recomputed
 
 Mix = Callable[[Tensor, Tensor], Tensor]
 
@@ -73,12 +74,16 @@ def neutreno_attention(module: nn.Module, recipe: Recipe, mix: Mix, x: Tensor, *
         **kwargs: Likewise.
     """
     p = recipe.project(module, x, *args, **kwargs)
-    u = None
     if fused.is_enabled() and recipe.attend is attend and isinstance(mix, FidelityMix) and not is_traced(x):
         u = fused.fused_attention(module, p, mix)
-    if u is None:
-        u = mix(recipe.attend(module, p), p.v)
-    return recipe.output(module, u, x, p)
+        if u is not None:
+            return recipe.output(module, u, x, p)
+    attended = recipe.attend(module, p)
+    u = mix(attended, p.v)
+    if not isinstance(mix, FidelityMix) or mix.v0 is None or is_traced(x) or not is_kept(attended):
+        return recipe.output(module, u, x, p)
+    with recomputed(u, add_fidelity_term, attended, p.v, mix.v0, mix.holder.fidelity):  # type: ignore[union-attr]
+        return recipe.output(module, u, x, p)
 
 
 class NeutrenoAttention:

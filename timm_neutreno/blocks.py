@@ -16,6 +16,7 @@ from timm.models import vision_transformer_sam as sam
 from torch import Tensor, nn
 
 from .attention import FidelityMix, Mix, neutreno_attention
+from .mlp import forward_in_place, is_unwatched
 from .projections import RECIPES
 
 
@@ -25,6 +26,8 @@ class BlockView:
     def __init__(self, block: Any, mix: Mix):
         if not torch.compiler.is_compiling():  # found without a detour over __getattr__, which costs as much as an op
             self.__dict__.update(block._modules)
+            if is_unwatched(block._modules.get("mlp")):
+                self.mlp = partial(forward_in_place, block.mlp)
         self.block = block
         self.attn = partial(block.attn, mix=mix)
 
