@@ -62,10 +62,10 @@ class Cell(NamedTuple):
 
 CELLS = [
     *(Cell(TINY, batch=batch) for batch in (1, 2, 4, 8)),
-    *(Cell(SMALL, batch=batch) for batch in (1, 2)),
+    *(Cell(SMALL, batch=batch) for batch in (1, 2, 4)),
     Cell(BASE),
-    Cell(TINY, "training", 2),
-    Cell(SMALL, "training", 1),
+    *(Cell(TINY, "training", batch) for batch in (2, 8)),
+    *(Cell(SMALL, "training", batch) for batch in (1, 4)),
     Cell(TINY, image=384),
     Cell(TINY, compiled=True),
     Cell(TINY, dtype="bfloat16"),

@@ -129,12 +129,23 @@ def test_a_part_that_is_not_timms_is_left_alone():
 
 
 def test_another_kind_of_tensor_takes_the_usual_way():
-    """A quantized or distributed linear layer may give a tensor of another class."""
+    """A quantized or distributed layer may give a tensor of another class, which need not know the operation."""
 
     class Other(torch.Tensor):
-        pass
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function is torch._C._nn.gelu_:
+                raise NotImplementedError
+            return super().__torch_function__(function, types, args, kwargs)
 
     mlp = create().blocks[0].mlp
     with torch.no_grad():
         x = torch.randn(2, 4, 192).as_subclass(Other)
         assert torch.equal(forward_in_place(mlp, x), mlp(x))
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop.*gelu_")
+def test_vmap():
+    model = create()
+    with torch.no_grad():
+        assert torch.allclose(torch.func.vmap(lambda x: model(x[None])[0])(X), model(X), atol=1e-6)

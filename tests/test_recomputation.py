@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.autograd.graph import disable_saved_tensors_hooks, save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import timm_neutreno
@@ -141,6 +141,23 @@ def test_torch_func_steps_back():
     gradient = torch.func.grad(lambda *x: projected(*x)[0].sum(), argnums=(0, 1, 2, 3))(*inputs)
     projected(*inputs)[0].sum().backward()
     assert all(torch.allclose(a, x.grad) for a, x in zip(gradient, inputs, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_steps_back():
+    inputs = parts()
+    twice = [torch.stack((x, x)) for x in inputs]
+    torch.func.vmap(lambda *x: projected(*x)[0])(*twice).sum().backward()
+    ours = [x.grad.clone() for x in inputs]
+    again = parts()
+    projected(*again)[0].sum().backward()
+    assert all(torch.allclose(a, 2 * x.grad) for a, x in zip(ours, again, strict=True))
+
+
+def test_where_hooks_are_forbidden():
+    with disable_saved_tensors_hooks("no hooks here"):
+        y, _, total = projected(*parts())
+    assert is_saved(y, total)
 
 
 def test_second_derivatives():

@@ -21,7 +21,7 @@ APPROXIMATE = {nn.GELU: lambda act: act.approximate, GELUTanh: lambda act: "tanh
 def forward_in_place(mlp: Any, x: Tensor) -> Tensor:
     """timm/layers/mlp.py, Mlp.forward, for an `mlp` that `is_unwatched`."""
     x = mlp.fc1(x)
-    if type(x) is not Tensor:
+    if type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x):  # may not know gelu_
         return mlp.fc2(mlp.act(x))
     return mlp.fc2(gelu_(x, approximate=APPROXIMATE[type(mlp.act)](mlp.act)))
 
