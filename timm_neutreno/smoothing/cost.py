@@ -23,7 +23,7 @@ from .measure import evaluating, prepare
 # operations that move numbers without computing; the rest, unless it is a matrix product, counts one per number made
 FREE = {
     "view", "_unsafe_view", "reshape", "expand", "permute", "transpose", "t", "unbind", "select", "slice", "split",
-    "split_with_sizes", "unsqueeze", "squeeze", "cat", "stack", "clone", "detach", "alias", "copy_", "_to_copy",
+    "split_with_sizes", "unsqueeze", "squeeze", "cat", "stack", "clone", "detach", "alias", "copy", "_to_copy",
     "empty", "zeros", "ones", "arange", "index", "repeat", "chunk", "unflatten", "as_strided", "contiguous",
     "lift_fresh",
 }  # fmt: skip
@@ -79,7 +79,8 @@ class _Counter(TorchDispatchMode):
         self.live -= nbytes
 
     def _count(self, func, args, kwargs, out) -> None:
-        packet, name = func._overloadpacket, func._overloadpacket._qualified_op_name.split("::")[1]
+        packet = func._overloadpacket
+        name = packet._qualified_op_name.split("::")[1].removesuffix("_")  # in place or not
         if packet in flop_registry:
             self.matmul += int(flop_registry[packet](*args, **kwargs, out_val=out))
             if name in ("addmm", "baddbmm", "convolution"):  # the bias, which the registry leaves out
