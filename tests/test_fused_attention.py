@@ -9,6 +9,7 @@ import itertools
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,8 @@ def patched_model_takes_the_kernels():
 def test_interpreted(function):
     env = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, str(HERE), function.__name__], capture_output=True, text=True, env=env)
+    if "triton/runtime/interpreter.py" in done.stderr and "only 0-dimensional arrays can be converted" in done.stderr:
+        pytest.skip(f"the interpreter of Triton {version('triton')} does not work with numpy {version('numpy')}")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
