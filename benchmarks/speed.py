@@ -35,10 +35,9 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import timm_neutreno
-from timm_neutreno.smoothing.cost import _Counter
+from timm_neutreno.smoothing.cost import _Counter, count
 
 HERE = Path(__file__).parent
 JSON, PLOT, README = HERE / "speed.json", HERE / "speed.svg", HERE.parent / "README.md"
@@ -106,8 +105,8 @@ def main() -> None:
     result = startup(5 if args.quick else 15)
     print(startup_line(result), HEADER, sep="\n\n", flush=True)
     document = {"setting": setting(args), "startup": result, "cells": []}
-    for cell, count in cells:
-        row = measure(cell, args.device, count)
+    for cell, repeats in cells:
+        row = measure(cell, args.device, repeats)
         document["cells"].append(row)
         print(line(row), flush=True)
         if not args.quick:
@@ -209,8 +208,7 @@ def measure(cell: Cell, device: str, rounds: int) -> dict[str, Any]:
     images = torch.randn(cell.batch, 3, cell.image, cell.image, device=device)
     tokens = models["timm"].patch_embed.num_patches
     memory = {name: peak_bytes(model, cell, images) for name, model in models.items()}
-    with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        models["timm"](images)
+    flops = count(models["timm"], images).matmul_flops
     if cell.compiled:
         models = {name: torch.compile(model) for name, model in models.items() if name != "reference"}
     seconds = interleaved({name: step(model, cell, images) for name, model in models.items()}, device, rounds)
@@ -220,7 +218,7 @@ def measure(cell: Cell, device: str, rounds: int) -> dict[str, Any]:
         **cell._asdict(),
         "tokens": tokens,
         "rounds": rounds,
-        "flops_timm": counted.get_total_flops(),
+        "flops_timm": flops,
         "seconds_timm": statistics.median(seconds["timm"]),
         "ratio": {name: quartiles(values, seconds["timm"]) for name, values in seconds.items() if name != "timm"},
         "peak_bytes": memory,
