@@ -3,7 +3,9 @@
     python benchmarks/speed.py                      # the table, speed.json, speed.svg, README's section
     python benchmarks/speed.py --quick              # minutes less, written nowhere
     python benchmarks/speed.py --readme             # only renew README's section and the plot from speed.json
-    python benchmarks/speed.py --device cuda --models deit_tiny_patch16_224 vit_base_patch16_224 --batches 1 64 256
+    python benchmarks/speed.py --models vit_so400m_patch14_siglip_224 --modes inference --rounds 10    # only printed
+    python benchmarks/speed.py --device cuda --models deit_tiny_patch16_224 vit_base_patch16_224 --batches 1 64 256 \
+        --output speed_cuda.json
 
 Every round runs each arm once, in changing order, in this process; the ratio to timm's model is taken per round; the
 table shows its median and quartiles. The `control` arm is a copy of timm's model: its ratio would be 1
@@ -89,6 +91,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="with --models: compile every arm")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="with --models: keep the figures in this JSON file")
     parser.add_argument("--malloc", choices=["keep", "default"], default="keep")
     args = parser.parse_args()
     if args.readme:
@@ -105,13 +108,15 @@ def main() -> None:
     result = startup(5 if args.quick else 15)
     print(startup_line(result), HEADER, sep="\n\n", flush=True)
     document = {"setting": setting(args), "startup": result, "cells": []}
+    whole = not (args.quick or args.models)  # only the whole table replaces the one that README shows
+    output = JSON if whole else args.output
     for cell, repeats in cells:
         row = measure(cell, args.device, repeats)
         document["cells"].append(row)
         print(line(row), flush=True)
-        if not args.quick:
-            JSON.write_text(json.dumps(document, indent=1) + "\n")
-    if not args.quick:
+        if output:
+            output.write_text(json.dumps(document, indent=1) + "\n")
+    if whole:
         plot(document["cells"])
         write_readme(document)
 
