@@ -25,7 +25,7 @@ import machine
 import timm
 import torch
 
-import timm_neutreno  # noqa: F401  registers neutreno_*
+import timm_neutreno  # noqa: F401 - imported to register the neutreno_* names
 
 PREFETCH = 2  # batches that a loader process prepares ahead: torch's default
 KINDS = {"a": "loader alone", "b": "model on synthetic tensors", "c": "model on the loader's batches"}

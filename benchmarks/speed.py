@@ -34,6 +34,7 @@ from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
 
+import machine
 import timm
 import torch
 from torch import Tensor, nn
@@ -135,14 +136,10 @@ def keep_freed_memory() -> None:
 
 
 def setting(args: argparse.Namespace) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [
-            row.split(":")[1].strip() for row in Path("/proc/cpuinfo").read_text().splitlines() if "model n" in row
-        ]
-        cpu = names[0] if names else cpu
     return {
-        "hardware": torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu} CPU, {os.cpu_count()} cores",
+        "hardware": torch.cuda.get_device_name()
+        if args.device == "cuda"
+        else f"{machine.cpu_name()} CPU, {os.cpu_count()} cores",
         "device": args.device,
         "threads": args.threads,
         "malloc": args.malloc,

@@ -36,7 +36,7 @@ def analyze(
     images: Annotated[int, typer.Option(min=1, help="How many images, evenly spread over the folder.")] = 1000,
     metrics: Annotated[
         list[str], typer.Option(help=f"Metrics, {', '.join(EXTRAS)}, or groups: {', '.join(GROUPS)}. Commas work.")
-    ] = list(DEFAULT),  # noqa: B006 - Typer copies it
+    ] = list(DEFAULT),  # noqa: B006 - never changed: Typer copies it for every call
     pretrained: Annotated[bool, typer.Option(help="Pretrained weights for model names; without, random ones.")] = True,
     arch: Annotated[str, typer.Option(help="timm name, for files that do not say what their weights are for.")] = "",
     seed: Annotated[int, typer.Option(help="Of random weights: the same for every model.")] = 0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+DEAD_WORKER = "DataLoader worker"  # how torch's error for a loader process that died begins
+
 
 class CliError(Exception):
     """One line for the user: what, where, what next. Becomes `error: ...` on stderr and the exit code."""

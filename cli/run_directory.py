@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from .errors import CheckpointError, OutputError, UsageError
+from .errors import DEAD_WORKER, CheckpointError, OutputError, UsageError
 
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "best.pth.tar"
 
@@ -55,7 +55,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        if "DataLoader worker" in str(error):  # raised by a signal, wherever Python happens to be
+        if DEAD_WORKER in str(error):  # raised by a signal, wherever Python happens to be
             raise
         cause = getattr(error, "strerror", None) or "the disk is full, or the file is too large"
         raise OutputError(

@@ -25,7 +25,7 @@ from timm_neutreno.surgery import fidelity_holders
 from . import parallel, processes, run_directory
 from .config import AdaptConfig, Recipe
 from .data import Loader
-from .errors import CliError, DataError, Interrupted, OutputError, TrainingError, one_line
+from .errors import DEAD_WORKER, CliError, DataError, Interrupted, OutputError, TrainingError, one_line
 from .evaluate import Evaluation, evaluate
 from .loggers import Loggers, rewind
 from .order import derive, seed_everything
@@ -468,9 +468,6 @@ class Trainer:
             except CliError as error:
                 kept = f"{kept} Saving failed: {one_line(error)}"
         return f"{kept} {self.session.resume_line}"
-
-
-DEAD_WORKER = "DataLoader worker"
 
 
 def _whatever_dies(save: Callable[[], None]) -> None:

@@ -19,7 +19,10 @@ import timm_neutreno
 from timm_neutreno import fused
 
 HERE = Path(__file__)
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed: it comes with torch's CUDA builds for Linux only",
+)
 
 
 def plain(q, k, v, v0, fidelity, scale=None):

@@ -135,7 +135,7 @@ def test_another_kind_of_tensor_takes_the_usual_way():
         @classmethod
         def __torch_function__(cls, function, types, args=(), kwargs=None):
             if function is torch._C._nn.gelu_:
-                raise NotImplementedError
+                raise NotImplementedError("this class has no gelu_, as DTensor has none")
             return super().__torch_function__(function, types, args, kwargs)
 
     mlp = create().blocks[0].mlp

@@ -188,7 +188,7 @@ def test_arguments_pass_through(kwargs):
 
 
 def error_of(name, **kwargs):
-    with pytest.raises(Exception) as error:  # noqa: PT011 - the type is compared
+    with pytest.raises(Exception) as error:  # noqa: PT011 - the caller compares its type and text with timm's
         timm.create_model(name, **kwargs)
     return type(error.value), str(error.value).replace("neutreno_", "")
 

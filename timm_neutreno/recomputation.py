@@ -44,15 +44,18 @@ def _remember(x: Any) -> _Version:
 
 
 def is_kept(u: Tensor) -> bool:
-    """Whether the operation that made `u` saves it for its own backward pass, as fused attention does."""
+    """Whether the operation that made `u` saves it for its own backward pass, as fused attention does.
+
+    Under torch.compile nobody knows: its partitioner decides what is kept.
+    """
     return not torch.compiler.is_compiling() and hasattr(u.grad_fn, "_raw_saved_output")
 
 
 def recomputed(result: Tensor, function: Callable[..., Tensor], *inputs: Any) -> AbstractContextManager:
     """A context in which autograd, where it would save `result` or a view of it, calls function(*inputs) later instead.
 
-    Does nothing where that would not save memory or is not ours to decide: without gradients, under torch.compile (its
-    partitioner decides), in a checkpointed region, under offloading or other hooks for saved tensors, in torch.func.
+    Does nothing where that would not save memory or is not ours to decide: without gradients, in a checkpointed
+    region, under offloading or other hooks for saved tensors, in torch.func. Under torch.compile ask `is_kept` first.
 
     Args:
         result: What function(*inputs) gave.
@@ -62,7 +65,7 @@ def recomputed(result: Tensor, function: Callable[..., Tensor], *inputs: Any) ->
     Raises:
         RuntimeError: In the backward pass, if a tensor was changed in place since, as autograd itself does.
     """
-    if torch.compiler.is_compiling() or not result.requires_grad or not _may_hook(result):
+    if not result.requires_grad or not _may_hook(result):
         return nullcontext()
     storage = result.untyped_storage().data_ptr()
     kept = [_remember(x.detach() if isinstance(x, Tensor) else x) for x in inputs]

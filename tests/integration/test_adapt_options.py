@@ -13,7 +13,7 @@ import torch
 from integration import small_run
 from timm_neutreno_cli.main import adapt_main, main
 
-import timm_neutreno  # noqa: F401
+import timm_neutreno  # noqa: F401 - imported to register the neutreno_* names
 
 SPEED = {
     "compile": ([], ["--compile"]),

@@ -75,7 +75,7 @@ def test_sharded_and_accumulated_over_two_processes(small, alone, tmp_path):
     assert_equal_up_to_rounding(small, alone, document, tmp_path / "run")
     import timm
 
-    import timm_neutreno  # noqa: F401
+    import timm_neutreno  # noqa: F401 - imported to register the neutreno_* names
 
     timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)  # one consolidated file
 
