@@ -124,8 +124,17 @@ def test_a_part_that_is_not_timms_is_left_alone():
     mlp.extra = nn.Linear(2, 2)
     model.blocks[1].mlp.fc1 = nn.Sequential(model.blocks[1].mlp.fc1)
     model.blocks[2].mlp = nn.Sequential(model.blocks[2].mlp)
+    model.blocks[3].mlp.act.compile(backend="eager")
     assert type(mlp) is Mlp
-    assert calls(model) == len(model.blocks) - 3
+    assert calls(model) == len(model.blocks) - 4
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, about tracing
+def test_a_trace_has_timms_operations():
+    with torch.no_grad():
+        traced = torch.jit.trace(create(), X)
+    assert "aten::gelu(" in str(traced.inlined_graph)
+    assert "aten::gelu_(" not in str(traced.inlined_graph)
 
 
 def test_another_kind_of_tensor_takes_the_usual_way():
