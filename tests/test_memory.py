@@ -10,8 +10,10 @@ import copy
 import pytest
 import timm
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_neutreno
+from timm_neutreno.projections import _fused_qkv
 from timm_neutreno.smoothing.cost import _Counter
 
 BATCH, TOKENS, CHANNELS, DEPTH = 4, 50, 96, 4
@@ -86,3 +88,30 @@ def test_the_counter_sees_a_tensor_that_is_kept(train):
     kept = []
     model.blocks[0].register_forward_hook(lambda module, inputs, output: kept.append(output.detach().clone()))
     assert peak(model, train) - before == UNIT
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def timm_qkv(qkv, num_heads):
+    B, N, _ = qkv.shape
+    return qkv.reshape(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+@pytest.mark.parametrize(("function", "copies"), [(timm_qkv, ["stack", "clone"]), (_fused_qkv, ["stack"])])
+def test_gradients_of_q_k_and_v_are_written_once(function, copies):
+    qkv = torch.randn(2, 5, 36, requires_grad=True)
+    parts = function(qkv, 3)
+    gradients = [torch.randn(2, 5, 3, 4).transpose(1, 2) for _ in parts]
+    with Operations() as operations:
+        torch.autograd.grad(parts, qkv, gradients)
+    assert [name for name in operations.names if name in ("stack", "clone", "copy_", "cat", "contiguous")] == copies
+    for ours, timms in zip(parts, timm_qkv(qkv, 3), strict=True):
+        assert (ours.data_ptr(), ours.shape, ours.stride()) == (timms.data_ptr(), timms.shape, timms.stride())

@@ -80,7 +80,7 @@ def neutreno_attention(module: nn.Module, recipe: Recipe, mix: Mix, x: Tensor, *
             return recipe.output(module, u, x, p)
     attended = recipe.attend(module, p)
     u = mix(attended, p.v)
-    if not isinstance(mix, FidelityMix) or mix.v0 is None or is_traced(x) or not is_kept(attended):
+    if not is_kept(attended) or not isinstance(mix, FidelityMix) or mix.v0 is None:
         return recipe.output(module, u, x, p)
     with recomputed(u, add_fidelity_term, attended, p.v, mix.v0, mix.holder.fidelity):  # type: ignore[union-attr]
         return recipe.output(module, u, x, p)

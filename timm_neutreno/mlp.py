@@ -30,16 +30,16 @@ def is_unwatched(mlp: Any) -> bool:
     """Whether `mlp` is timm's own, does linear, GELU, linear without gradients, and no hook could see between them."""
     if torch.is_grad_enabled() or torch.jit.is_tracing() or type(mlp) is not Mlp or tuple(mlp._modules) != PARTS:
         return False
-    fc1, act, drop1, norm, _, drop2 = mlp._modules.values()
+    modules: Any = mlp._modules.values()
+    fc1, act, drop1, norm, _, drop2 = modules
     if type(fc1) is not nn.Linear or type(act) not in APPROXIMATE or type(norm) is not nn.Identity:
         return False
-    if any(type(drop) is not nn.Dropout or (drop.training and drop.p) for drop in (drop1, drop2)):
-        return False
+    for drop in (drop1, drop2):
+        if type(drop) is not nn.Dropout or (drop.training and drop.p):
+            return False
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return False
-    return not any(map(_is_watched, (mlp, fc1, act, drop1, norm, drop2)))
-
-
-def _is_watched(module: Any) -> bool:
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    return bool(hooks) or module._compiled_call_impl is not None or "forward" in module.__dict__
+    for part in (mlp, fc1, act, drop1, norm, drop2):
+        if part._forward_hooks or part._forward_pre_hooks or part._compiled_call_impl or "forward" in part.__dict__:
+            return False
+    return True

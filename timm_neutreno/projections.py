@@ -54,10 +54,14 @@ class Recipe(NamedTuple):
 
 
 def _fused_qkv(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, N, 3 * H * D) -> three (B, H, N, D) views."""
+    """(B, N, 3 * H * D) -> three (B, H, N, D) views.
+
+    Cut before the heads are transposed, which timm does first: so the backward pass writes the gradients of q, k and v
+    side by side as `qkv` needs them, and does not copy them once more. Same views, same bits.
+    """
     B, N, _ = qkv.shape
-    q, k, v = qkv.reshape(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
+    q, k, v = qkv.reshape(B, N, 3, num_heads, -1).unbind(2)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:

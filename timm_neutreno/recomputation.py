@@ -9,46 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class _View(NamedTuple):
-    """Where a saved tensor lay in the storage of the one that is recomputed."""
-
-    size: torch.Size
-    stride: tuple[int, ...]
-    offset: Any  # torch: int | SymInt
-
-
-class _Version(NamedTuple):
-    """A tensor that has to be the same in the backward pass; autograd does not look after it where hooks are."""
-
-    tensor: Any
-    number: int
-
-    def get(self) -> Any:
-        if isinstance(self.tensor, Tensor) and self.tensor._version != self.number:
-            raise RuntimeError(
-                f"A tensor of shape {tuple(self.tensor.shape)} that the gradient of NeuTRENO attention needs was "
-                f"changed in place after the forward pass (version {self.tensor._version}, expected {self.number}): an "
-                "optimizer step or an operation such as add_ came before the backward pass. Move it after, or clone."
-            )
-        return self.tensor
-
-
-def _remember(x: Any) -> _Version:
-    return _Version(x, x._version) if isinstance(x, Tensor) else _Version(x, 0)
-
-
 def is_kept(u: Tensor) -> bool:
     """Whether the operation that made `u` saves it for its own backward pass, as fused attention does.
 
-    Under torch.compile nobody knows: its partitioner decides what is kept.
+    Under torch.compile nobody knows: its partitioner decides what is kept. A trace has to have every operation.
     """
-    return not torch.compiler.is_compiling() and hasattr(u.grad_fn, "_raw_saved_output")
+    if torch.compiler.is_compiling() or not hasattr(type(u.grad_fn), "_raw_saved_output"):
+        return False
+    return not torch.jit.is_tracing()
 
 
 def recomputed(result: Tensor, function: Callable[..., Tensor], *inputs: Any) -> AbstractContextManager:
@@ -59,7 +33,7 @@ def recomputed(result: Tensor, function: Callable[..., Tensor], *inputs: Any) ->
 
     Args:
         result: What function(*inputs) gave.
-        function: Deterministic, of detached tensors.
+        function: Deterministic.
         *inputs: Tensors that autograd keeps anyway, and numbers.
 
     Raises:
@@ -68,19 +42,33 @@ def recomputed(result: Tensor, function: Callable[..., Tensor], *inputs: Any) ->
     if not result.requires_grad or not _may_hook(result):
         return nullcontext()
     storage = result.untyped_storage().data_ptr()
-    kept = [_remember(x.detach() if isinstance(x, Tensor) else x) for x in inputs]
+    kept = [(x, x._version) for x in inputs if isinstance(x, Tensor)]
 
-    def pack(x: Tensor) -> _View | _Version:
+    def pack(x: Tensor) -> tuple:
         if type(x) is Tensor and x.untyped_storage().data_ptr() == storage:
-            return _View(x.size(), x.stride(), x.storage_offset())
-        return _remember(x)
+            return None, (x.size(), x.stride(), x.storage_offset())
+        return x, x._version
 
-    def unpack(saved: _View | _Version) -> Tensor:
-        if isinstance(saved, _Version):
-            return saved.get()
-        return function(*[x.get() for x in kept]).as_strided(*saved)
+    def unpack(saved: tuple) -> Tensor:
+        x, view = saved
+        if x is not None:
+            _check_unchanged([saved])
+            return x
+        _check_unchanged(kept)
+        return function(*inputs).as_strided(*view)
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+
+
+def _check_unchanged(saved: list[tuple[Tensor, int]]) -> None:
+    """As autograd does, except where hooks are."""
+    for x, version in saved:
+        if x._version != version:
+            raise RuntimeError(
+                f"A tensor of shape {tuple(x.shape)} that the gradient of NeuTRENO attention needs was changed in "
+                f"place after the forward pass (version {x._version}, expected {version}): an optimizer step or an "
+                "operation such as add_ came before the backward pass. Move it after, or clone."
+            )
 
 
 def _may_hook(x: Tensor) -> bool:
