@@ -109,6 +109,16 @@ def test_the_sum_is_not_saved():
     assert not is_saved(y, total)
 
 
+def test_a_part_of_the_sum_is_made_anew_too():
+    u, v, v0 = (x.transpose(1, 2) for x in parts()[:3])
+    total = add_fidelity_term(u, v, v0, 0.6)
+    with recomputed(total, add_fidelity_term, u, v, v0, 0.6):
+        y = total[:, 1:, :, 2:].square()
+    kept = y.grad_fn._saved_self
+    assert torch.equal(kept, total[:, 1:, :, 2:])
+    assert kept.untyped_storage().data_ptr() != total.untyped_storage().data_ptr()
+
+
 @pytest.mark.parametrize("context", [untouched, save_on_cpu])
 def test_other_hooks_decide(context):
     """Under hooks of somebody else, such as offloading, holding u, v and v0 would undo what they are for."""

@@ -18,11 +18,9 @@ from torch import Tensor
 def is_kept(u: Tensor) -> bool:
     """Whether the operation that made `u` saves it for its own backward pass, as fused attention does.
 
-    Under torch.compile nobody knows: its partitioner decides what is kept. A trace has to have every operation.
+    Under torch.compile nobody knows: its partitioner decides what is kept.
     """
-    if torch.compiler.is_compiling() or not hasattr(type(u.grad_fn), "_raw_saved_output"):
-        return False
-    return not torch.jit.is_tracing()
+    return not torch.compiler.is_compiling() and hasattr(type(u.grad_fn), "_raw_saved_output")
 
 
 def recomputed(result: Tensor, function: Callable[..., Tensor], *inputs: Any) -> AbstractContextManager:
