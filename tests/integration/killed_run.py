@@ -58,10 +58,9 @@ def main() -> None:
     start = time.monotonic()
     whole = wait(fork([*argv, "--output", str(root / "whole")], log), 120)
     length = time.monotonic() - start
-    status, run = None, root / "killed-0"
-    runs = [run.name]
+    runs = ["killed-0"]
     while True:
-        pid = fork([*argv, "--output", str(run), "--resume", "auto"], log)
+        pid = fork([*argv, "--output", str(root / runs[-1]), "--resume", "auto"], log)
         # often before its first save, so that a run is killed many times although each attempt gets further
         instant = draw.uniform(0.02, 0.5) * length if len(moments) < int(kills) else 120
         status = wait(pid, instant)
@@ -72,8 +71,7 @@ def main() -> None:
         elif status or len(moments) == int(kills):
             break
         else:  # the machine has become faster than while `length` was measured
-            run = root / f"killed-{len(runs)}"
-            runs.append(run.name)
+            runs.append(f"killed-{len(runs)}")
     report = {"whole": whole, "status": status, "runs": runs, "kills": moments, "length": length}
     print(json.dumps(report | {"log": log.read_text()}))
 
