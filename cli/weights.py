@@ -178,7 +178,7 @@ def misfit(model: Any, weights: Iterable[str], strengths: Iterable[str] = STRENG
         weights: Names after timm's filter.
         strengths: Last part of names that are not compared.
     """
-    own, theirs, cfg = model.state_dict().keys(), set(weights), model.pretrained_cfg
+    own, theirs, cfg = model.state_dict().keys(), dict.fromkeys(weights), model.pretrained_cfg
     heads = cfg.get("classifier") or ()
     free = {f"{head}.{part}" for head in ([heads] if isinstance(heads, str) else heads) for part in ("weight", "bias")}
     if model.num_classes == cfg.get("num_classes"):
@@ -188,7 +188,7 @@ def misfit(model: Any, weights: Iterable[str], strengths: Iterable[str] = STRENG
     if "siglip" in (cfg.get("architecture") or "") and getattr(model, "attn_pool", None) is None:
         extra = [key for key in extra if not key.startswith("attn_pool.")]  # as timm does for its models without one
     faults = [f"{len(missing)} of its tensors are missing ({some(missing)})"] if missing else []
-    faults += [f"{len(extra)} do not belong to it ({some(sorted(extra))})"] if extra else []
+    faults += [f"{len(extra)} do not belong to it ({some(extra)})"] if extra else []
     return " and ".join(faults)
 
 
