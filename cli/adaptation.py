@@ -180,6 +180,8 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
             freeze_fidelity(model)
         arm = Arm(name, fidelity, config.fidelity_warmup, folder, {"arch": f"neutreno_{source.arch}"})
         trainer = Trainer(model, teacher, train_loader(), val, arm, session)
+        if members.first and not trainer.progress.done:
+            (folder / "model.safetensors").unlink(missing_ok=True)  # of fewer epochs; its weights are in last.pth.tar
         evaluations = trainer.run()
         results.add({row + (summary.AVERAGED if kind == EMA else ""): value for kind, value in evaluations.items()})
         whole = models.whole(model, fidelity) if config.fsdp else model
