@@ -51,13 +51,14 @@ def own_settings(directory: Path) -> AdaptConfig | None:
 
 
 def first_seed(config: AdaptConfig) -> AdaptConfig:
-    """The settings for seeds that have not begun: those of the first one that has."""
+    """The settings for seeds that have not begun: those of the first one that has. A change must suit all that have."""
     assert config.resume is not None
     begun = sorted(path.parent for path in Path(config.resume).glob(f"seed-*/{ARGUMENTS}"))
     if not begun:
         raise CheckpointError(f"no seed of {config.resume} has begun: start anew with another --output.")
     given = tuple(name for name in config.given if name != "seed")
-    return settle(replace(config, resume=str(begun[0]), given=given), result(begun[0]) is not None)[0]
+    settled = [settle(replace(config, resume=str(path), given=given), result(path) is not None) for path in begun]
+    return settled[0][0]
 
 
 def read_arguments(directory: Path) -> dict[str, Any]:

@@ -110,6 +110,17 @@ def test_a_run_of_several_seeds_keeps_its_seeds(resume, tmp_path):
     assert "--seeds is 2 in the run" in resume(tmp_path, "--seeds", 1, code=2)[1]
 
 
+def test_a_change_that_one_seed_refuses_reaches_none(runs, resume, tmp_path):
+    """The first seed is finished and could be made longer, the second is under way."""
+    (tmp_path / "seeds.json").write_text('{"seed": 0, "seeds": 2}')
+    for seed in (0, 1):
+        shutil.copytree(runs / "plain", tmp_path / f"seed-{seed}")
+    (tmp_path / "seed-1" / "results.json").unlink()
+    before = content(tmp_path)
+    assert f"{tmp_path / 'seed-1'}: --epochs 2 in the run, 4 now" in resume(tmp_path, "--epochs", 4, code=2)[1]
+    assert content(tmp_path) == before
+
+
 # --- a finished run
 
 
