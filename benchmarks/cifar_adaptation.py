@@ -30,9 +30,9 @@ from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
-from timm_neutreno_cli import seeds
-from timm_neutreno_cli.data import thin
-from timm_neutreno_cli.summary import ADAPTED, BEFORE, CONTROL, UNADAPTED
+from timm_neutreno_cli.data.sources import thin
+from timm_neutreno_cli.reports import seeds
+from timm_neutreno_cli.reports.summary import ADAPTED, BEFORE, CONTROL, UNADAPTED
 
 SHAPE: dict[str, Any] = {
     "img_size": 32,

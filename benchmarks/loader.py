@@ -83,9 +83,9 @@ def arguments() -> argparse.Namespace:
 
 def loader(folder: Path, device: torch.device, options: argparse.Namespace) -> tuple[Any, int]:
     """The train loader of `neutreno-adapt`, over train and val together; and how many files these are."""
-    from timm_neutreno_cli import data
     from timm_neutreno_cli.config import AdaptConfig, Recipe
-    from timm_neutreno_cli.processes import Processes
+    from timm_neutreno_cli.data import sources as data
+    from timm_neutreno_cli.runtime.processes import Processes
 
     config = AdaptConfig(data=str(folder), workers=options.workers)
     images = data.find(config)

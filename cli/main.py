@@ -8,13 +8,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import processes
-from .adapt import adapt, show_version
-from .analyze import analyze
+from .commands.adapt import adapt, show_version
+from .commands.analyze import analyze
+from .commands.evaluate import evaluate
+from .commands.models import models
+from .commands.push import push
 from .errors import CliError, one_line
-from .evaluate_command import evaluate
-from .models import models
-from .push import push
+from .runtime import processes
 
 Version = Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")]
 

@@ -227,7 +227,7 @@ def test_a_distilled_student_learns_through_its_token(adapt, tmp_path):
 
 
 def test_repeated_augmentation_draws_fewer_images_more_often(adapt):
-    from timm_neutreno_cli.order import Order
+    from timm_neutreno_cli.data.order import Order
 
     keys = [key for batch in Order(30, 6, seed=0, repeats=3) for key in batch]
     assert len(keys) == 30

@@ -146,7 +146,7 @@ def test_same_seed_same_result_and_another_seed_another(adapt):
 
 
 def test_fidelity_rises_step_by_step_from_the_checkpoints_own_function(adapt, monkeypatch):
-    from timm_neutreno_cli import train
+    from timm_neutreno_cli.engine import trainer as train
 
     values, real = [], train.set_fidelity
     monkeypatch.setattr(train, "set_fidelity", lambda model, value: (values.append(value), real(model, value)))
@@ -188,8 +188,8 @@ def test_another_head_and_another_size_are_said(adapt, images, tmp_path):
 
 
 def test_folder_without_a_split_is_split_by_class_and_seed(images):
-    from timm_neutreno_cli import data
     from timm_neutreno_cli.config import AdaptConfig
+    from timm_neutreno_cli.data import sources as data
 
     def split(seed: int):
         return data.find(AdaptConfig(data=str(images / "train"), val_fraction=0.25, seed=seed))
@@ -298,8 +298,8 @@ def test_a_head_for_other_classes_of_the_same_number_is_not_kept(adapt, images, 
 
 
 def test_limit_batches_evaluates_every_class(images):
-    from timm_neutreno_cli import data
     from timm_neutreno_cli.config import AdaptConfig
+    from timm_neutreno_cli.data import sources as data
 
     found = data.find(AdaptConfig(data=str(images)))
     data.thin(found.val, 4)

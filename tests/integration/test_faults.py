@@ -293,7 +293,7 @@ def test_a_dead_data_worker(small, tmp_path):
 def test_out_of_memory_names_the_knobs(small, tmp_path):
     """65,536 tokens without fused attention, in an address space that holds no such matrix."""
     limited = (
-        "import resource, sys\nimport torch, timm_neutreno_cli.adaptation\n"
+        "import resource, sys\nimport torch, timm_neutreno_cli.engine.run\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 1_500_000_000,) * 2)\n"
         "from timm_neutreno_cli.main import adapt_main\nadapt_main()"

@@ -14,8 +14,8 @@ import pytest
 import torch
 from integration import small_run
 from timm.utils.misc import natural_key
-from timm_neutreno_cli import processes
-from timm_neutreno_cli.order import Order
+from timm_neutreno_cli.data.order import Order
+from timm_neutreno_cli.runtime import processes
 
 EXACT = ["--drop-path", 0]  # the noise of dropped paths is drawn by each process for its own images
 

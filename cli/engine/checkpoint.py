@@ -1,0 +1,333 @@
+"""What `--checkpoint` names, and building NeuTRENO models from it."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from timm.models import (
+    get_arch_pretrained_cfgs,
+    get_pretrained_cfg_value,
+    load_state_dict,
+    split_model_name_tag,
+)
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+from torch import Tensor, nn
+
+import timm_neutreno
+from timm_neutreno import demo
+from timm_neutreno.twins import base_name, twin_name
+
+from ..errors import CheckpointError, HubError, UsageError, one_line
+
+SHORT_NAMES = {f"deit_{size}": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
+FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint, found but not loaded.
+
+    Attributes:
+        label: How to call it in print.
+        arch: Its timm architecture, without the `neutreno_` prefix.
+        pretrained_cfg: A tag, or a whole pretrained cfg; None for the architecture's default.
+        overlay: Entries that replace those of the cfg, such as the file with the weights.
+        model_args: Constructor arguments that the weights were made with.
+        num_classes: Of the checkpoint's head.
+    """
+
+    label: str
+    arch: str
+    pretrained_cfg: str | dict[str, Any] | None = None
+    overlay: dict[str, Any] = field(default_factory=dict)
+    model_args: dict[str, Any] = field(default_factory=dict)
+    num_classes: int = 1000
+
+    @property
+    def fidelity(self) -> float | None:
+        """The fidelity it was trained with; None for a plain softmax model."""
+        return self.model_args.get("fidelity")
+
+    @property
+    def learnable_fidelity(self) -> str | None:
+        return self.model_args.get("learnable_fidelity")
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of its classes by index, if its config tells."""
+        names = self.pretrained_cfg.get("label_names") if isinstance(self.pretrained_cfg, dict) else None
+        return [str(name) for name in names] if isinstance(names, list | tuple) else None
+
+    @property
+    def name(self) -> str:
+        """Short and fit for a folder's name."""
+        return "demo" if self.label == "demo" else self.arch
+
+
+def find(checkpoint: str, arch: str | None = None, model_kwargs: dict[str, Any] | None = None) -> Source:
+    """Find out what a checkpoint is.
+
+    Args:
+        checkpoint: "demo", a timm name (short, with or without tag), `hf-hub:...`, `local-dir:...`, a folder with
+            config.json, or a file of weights.
+        arch: The timm name of a file's architecture, where the file does not say it.
+        model_kwargs: Constructor arguments beyond the name.
+
+    Raises:
+        CheckpointError: If it does not exist, cannot be read, or its architecture is unknown or not supported.
+        HubError: If it is on the Hub and cannot be had.
+    """
+    kwargs = dict(model_kwargs or {})
+    path = Path(checkpoint).expanduser()
+    if checkpoint == "demo":
+        return _from_directory(Path(demo.__file__).parent, "demo", kwargs)
+    if checkpoint.startswith("local-dir:"):
+        return _from_directory(Path(checkpoint.removeprefix("local-dir:")), checkpoint, kwargs)
+    if checkpoint.startswith(("hf-hub:", "hf_hub:")):
+        return _from_hub(checkpoint, kwargs)
+    if path.is_dir():
+        return _from_directory(path, checkpoint, kwargs)
+    if path.is_file():
+        return _from_file(path, arch, kwargs)
+    if "/" in checkpoint or checkpoint.endswith(FILE_ENDINGS):
+        raise CheckpointError(f"no such file or folder: {checkpoint}. For a repository on the Hub: hf-hub:OWNER/NAME.")
+    return _from_name(checkpoint, kwargs)
+
+
+def _known(arch: str, where: str = "") -> str:
+    """The timm name of an architecture that has a twin."""
+    arch = base_name(arch)
+    arch = SHORT_NAMES.get(arch, arch)
+    if timm.is_model(twin_name(arch)):
+        return arch
+    if not timm.is_model(arch):
+        names = [*timm_neutreno.supported_models(), *SHORT_NAMES]
+        near = difflib.get_close_matches(arch, names, n=3) or ["deit_tiny", "vit_small_patch16_224"]
+        raise CheckpointError(f"unknown model {arch!r}{where}. Did you mean: {', '.join(near)}?")
+    with torch.device("meta"):
+        refused = [layer for layer in timm_neutreno.check_support(timm.create_model(arch)) if not layer.supported]
+    raise CheckpointError(
+        f"cannot apply NeuTRENO to {arch}{where}: {refused[0] if refused else 'it has no twin'}. "
+        "timm_neutreno.supported_models() lists what works."
+    )
+
+
+def _from_name(name: str, kwargs: dict[str, Any]) -> Source:
+    arch, tag = split_model_name_tag(name)
+    arch = _known(arch)
+    cfgs = {cfg.tag or "": cfg for cfg in get_arch_pretrained_cfgs(arch).values()}
+    if tag and tag not in cfgs:
+        raise CheckpointError(f"{arch} has no weights tagged {tag!r}. Tags: {', '.join(cfgs)}.")
+    cfg = cfgs[tag] if tag else next(iter(cfgs.values()), None)
+    if cfg is None or not cfg.has_weights:
+        raise CheckpointError(f"{name} has no pretrained weights in timm. Give a file with weights and --arch {arch}.")
+    return Source(name, arch, tag or None, model_args=kwargs, num_classes=cfg.num_classes)
+
+
+def _from_config(label: str, cfg: dict[str, Any], arch: str, args: dict[str, Any], kwargs: dict[str, Any]) -> Source:
+    arch = _known(arch, f" (in the config.json of {label})")
+    return Source(label, arch, cfg, model_args={**args, **kwargs}, num_classes=cfg.get("num_classes", 1000))
+
+
+def _from_directory(directory: Path, label: str, kwargs: dict[str, Any]) -> Source:
+    if not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory} has no config.json, so it is not a saved model. Give the file with the weights and --arch."
+        )
+    try:
+        cfg, arch, args = load_model_config_from_path(str(directory))
+    except (ValueError, KeyError, AssertionError) as error:
+        raise CheckpointError(f"cannot read {directory / 'config.json'}: {one_line(error)}.") from error
+    return _from_config(label, cfg, arch, args or {}, kwargs)
+
+
+def _from_hub(checkpoint: str, kwargs: dict[str, Any]) -> Source:
+    with hub_errors(checkpoint):
+        cfg, arch, args = load_model_config_from_hf(checkpoint.partition(":")[2])
+    return _from_config(checkpoint, cfg, arch, args or {}, kwargs)
+
+
+def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any]) -> Source:
+    """A file of weights: what it is comes from --arch, from a config.json beside it, or from timm's CheckpointSaver."""
+    config = path.parent / "config.json"
+    weights = read_weights(path)
+    if not arch and config.is_file() and "architecture" in json.loads(config.read_text()):
+        source = _from_directory(path.parent, str(path), kwargs)
+        return replace(source, overlay={"source": "", "file": str(path)})
+    recorded_arch, args, preprocessing = _recorded_arguments(path)
+    arch = arch or recorded_arch
+    if not arch:
+        raise CheckpointError(f"{path} does not say which model its weights are for. Say it with --arch, a timm name.")
+    arch = _known(arch, f" (for {path})")
+    args = {**args, **kwargs}
+    head = _head_size(weights, arch)
+    overlay: dict[str, Any] = {"file": str(path), "num_classes": head or 0, **preprocessing}
+    if img_size := args.get("img_size"):
+        overlay["input_size"] = (3, img_size, img_size) if isinstance(img_size, int) else (3, *img_size)
+    return Source(str(path), arch, None, overlay, args, head or 0)
+
+
+def origin(source: Source) -> dict[str, str | None]:
+    """The repository of the base model on the Hub, and its licence; None where we cannot know."""
+    if "file" in source.overlay:
+        return {"base_model": None, "license": None}
+    if isinstance(source.pretrained_cfg, dict):
+        on_hub = source.label.startswith(("hf-hub:", "hf_hub:"))
+        base = source.label.partition(":")[2].partition("@")[0] if on_hub else None
+        return {"base_model": base, "license": source.pretrained_cfg.get("license")}
+    tag = source.pretrained_cfg
+    name = f"{source.arch}.{tag}" if tag else source.arch
+    return {
+        key: get_pretrained_cfg_value(name, item) for key, item in (("base_model", "hf_hub_id"), ("license", "license"))
+    }
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state_dict in a file, unwrapped (module., _orig_mod., EMA, `model` and `state_dict` keys).
+
+    Raises:
+        CheckpointError: If the file is not weights, or damaged.
+    """
+    try:
+        weights = load_state_dict(str(path))
+    except Exception as error:  # every format has its own exceptions for a damaged file
+        raise CheckpointError(
+            f"cannot read the weights in {path}: {one_line(error)[:200]}. The file may be truncated or no checkpoint; "
+            "compare its size with the original."
+        ) from error
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(
+            f"{path} holds no state_dict: expected tensors by name, as torch.save or safetensors write."
+        )
+    return weights
+
+
+def _recorded_arguments(path: Path) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+    """What timm's CheckpointSaver wrote beside the weights: arch, constructor arguments, preprocessing."""
+    if path.suffix == ".safetensors":
+        return None, {}, {}
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(saved, dict):
+        return None, {}, {}
+    args = vars(saved["args"]) if isinstance(saved.get("args"), argparse.Namespace) else {}
+    model_args = dict(args.get("model_kwargs") or {})
+    if args.get("img_size"):
+        model_args.setdefault("img_size", args["img_size"])
+    preprocessing = {key: args[key] for key in ("mean", "std", "interpolation", "crop_pct") if args.get(key)}
+    return saved.get("arch"), model_args, preprocessing
+
+
+def _head_size(weights: dict[str, Tensor], arch: str) -> int | None:
+    classifier = get_pretrained_cfg_value(arch, "classifier") or "head"
+    for name in [classifier] if isinstance(classifier, str) else classifier:
+        if f"{name}.weight" in weights:
+            return weights[f"{name}.weight"].shape[0]
+    return None
+
+
+def build(
+    source: Source,
+    *,
+    num_classes: int | None = None,
+    fidelity: float | None = None,
+    learnable_fidelity: str | None = None,
+    img_size: int | None = None,
+    drop_path: float | None = None,
+    pretrained: bool = True,
+) -> nn.Module:
+    """The NeuTRENO twin of a checkpoint, with its weights.
+
+    Args:
+        source: What `find` gave.
+        num_classes: Size of the head; another one than the checkpoint's is initialised anew. None: as it is.
+        fidelity: None for the checkpoint's own; 0 for a plain softmax checkpoint, which makes the twin equal to it.
+        learnable_fidelity: None for the checkpoint's own.
+        img_size: Another than the checkpoint's resamples the position embedding.
+        drop_path: Stochastic depth rate of the last block.
+        pretrained: Load the weights.
+
+    Raises:
+        CheckpointError: If the weights do not fit the architecture, or cannot be read.
+        HubError: If they are on the Hub and cannot be had.
+    """
+    kwargs = {
+        **source.model_args,
+        "fidelity": fidelity if fidelity is not None else (source.fidelity or 0.0),
+        "learnable_fidelity": learnable_fidelity or source.learnable_fidelity,
+    }
+    given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path}
+    kwargs.update({key: value for key, value in given.items() if value is not None})
+    with weight_errors(source), hub_errors(source.label):
+        model = timm.create_model(
+            twin_name(source.arch),
+            pretrained=pretrained,
+            pretrained_cfg=source.pretrained_cfg,
+            pretrained_cfg_overlay=source.overlay or None,
+            pretrained_model_args=source.model_args,
+            **kwargs,
+        )
+    if fidelity is not None and source.learnable_fidelity:
+        timm_neutreno.set_fidelity(model, fidelity)
+    return model
+
+
+@contextmanager
+def weight_errors(source: Source) -> Iterator[None]:
+    """Turn what loading weights raises into a sentence."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(f"{source.label} is truncated or not a safetensors file: {one_line(error)}.") from error
+    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
+        if "state_dict" not in str(error):
+            raise CheckpointError(f"cannot load {source.label} as {source.arch}: {one_line(error)[:300]}") from error
+        raise CheckpointError(
+            f"the weights in {source.label} are not those of {source.arch}: {_first_mismatch(str(error))} "
+            "Name the right architecture with --arch, and constructor arguments with --model-kwargs key=value."
+        ) from error
+    except TypeError as error:
+        raise UsageError(f"{source.arch} does not take these --model-kwargs: {one_line(error)[:300]}.") from error
+
+
+def _first_mismatch(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines()[1:] if line.strip()]
+    return lines[0][:160].rstrip(". ") + "." if lines else ""
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Turn the Hub client's exceptions into a sentence; its HTTP library's are matched by module, since it changes."""
+    instead = "Give a file or folder with --checkpoint, or leave it out for the embedded one, which needs no network."
+    try:
+        yield
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise HubError(
+            f"{what} is not in the local cache and the Hugging Face Hub cannot be reached. {instead}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{what} has no such revision: after the @ goes a branch, a tag or a commit of it.") from error
+    except HfHubHTTPError as error:
+        raise HubError(f"the Hugging Face Hub does not give {what}: {one_line(error)[:200]} {instead}") from error
+    except Exception as error:
+        if not type(error).__module__.startswith(("httpx", "requests", "urllib")):
+            raise
+        raise HubError(
+            f"no connection to the Hugging Face Hub for {what} ({one_line(error)[:100]}). {instead}"
+        ) from error
