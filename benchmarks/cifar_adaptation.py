@@ -30,7 +30,7 @@ from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
-from timm_neutreno_cli.data.sources import thin
+from timm_neutreno_cli.data.sources import subsample
 from timm_neutreno_cli.reports import seeds
 from timm_neutreno_cli.reports.summary import ADAPTED, BEFORE, CONTROL, UNADAPTED
 
@@ -122,7 +122,7 @@ def pretrain(data: Path, output: Path, options: argparse.Namespace) -> None:
     train = create_loader(ImageDataset(str(data / "train")), is_training=True, **augmentation, **common)
     val_images = ImageDataset(str(data / "val"))
     if options.limit_batches:
-        thin(val_images, options.limit_batches * options.batch_size)
+        subsample(val_images, options.limit_batches * options.batch_size)
     val = create_loader(val_images, **common)
     steps = min(len(train), options.limit_batches or len(train))
 

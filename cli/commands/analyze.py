@@ -14,7 +14,7 @@ from ..data.photos import find_photos, photo_batches
 from ..errors import CheckpointError, DataError, OutputError, UsageError
 from ..reports.html import Section, metric_section, render
 from ..reports.sections import EXTRAS, Models
-from ..runtime.console import Narrator
+from ..runtime.console import Console
 
 if TYPE_CHECKING:
     from ..engine.checkpoint import Source
@@ -47,18 +47,18 @@ def analyze(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
     """Measure over-smoothing in one or several models, side by side, and write a report that opens from disk."""
-    narrator = Narrator(quiet)
+    console = Console(quiet)
     names, extras = choose(metrics)
     photos = find_photos(data_folder(data), images)
     prepare_output(output, overwrite)
     loaded = load(models, arch or None, pretrained, seed, device)
-    document, sections = run(loaded, photos, names, extras, output, batch_size, narrator)
+    document, sections = run(loaded, photos, names, extras, output, batch_size, console)
     where = "the val split of the demo's handwritten digits" if data == "demo" else data
     weights = "" if pretrained else f" Model names stand for random weights (seed {seed})."
     introduction = [SMOOTHING, f"Models: {', '.join(loaded)}.{weights} Images: {len(photos)} from {where}."]
     (output / "report.html").write_text(render("Token smoothing, layer by layer", introduction, sections))
     (output / "results.json").write_text(json.dumps(document, indent=1) + "\n")
-    narrator.say(f"report: {output / 'report.html'}")
+    console.say(f"report: {output / 'report.html'}")
     if as_json:
         print(json.dumps(document))
 
@@ -119,15 +119,15 @@ def prepare_output(output: Path, overwrite: bool) -> None:
 def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, device: str) -> Models:
     """Build every model, on the device; models with random weights start from the same seed.
 
-    A `neutreno_*` name has the default fidelity; a plain name or checkpoint has none, so it is timm's own function.
+    A `neutreno_*` name is NeuTRENO with its default; a plain name or checkpoint is timm's own function.
 
     Raises:
-        CheckpointError: As `checkpoint.find` and `build`.
+        CheckpointError: As `checkpoint.resolve_checkpoint` and `build`.
         UsageError: If a model is named twice.
     """
     import torch
 
-    from timm_neutreno.fidelity import DEFAULT_FIDELITY
+    from timm_neutreno import is_patched, patch
     from timm_neutreno.twins import PREFIX
 
     from ..engine.checkpoint import build
@@ -136,9 +136,10 @@ def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, de
     models: Models = {}
     for text in texts:
         source = _source(text, arch, pretrained)
-        own = source.fidelity is not None or not text.startswith(PREFIX)
         torch.manual_seed(seed)
-        model = build(source, fidelity=None if own else DEFAULT_FIDELITY, pretrained=pretrained or not _is_name(text))
+        model = build(source, pretrained=pretrained or not _is_name(text))
+        if text.startswith(PREFIX) and not is_patched(model):
+            patch(model)
         label = text if _is_name(text) else Path(text).name or text
         label = text if label in models else label
         if label in models:
@@ -168,9 +169,9 @@ def _architecture(name: str) -> str:
 
 def _source(text: str, arch: str | None, pretrained: bool) -> Source:
     """What `adapt` makes of it; of a name without weights only the architecture."""
-    from ..engine.checkpoint import Source, find
+    from ..engine.checkpoint import Source, resolve_checkpoint
 
-    return find(text, arch) if pretrained or not _is_name(text) else Source(text, _architecture(text))
+    return resolve_checkpoint(text, arch) if pretrained or not _is_name(text) else Source(text, _architecture(text))
 
 
 def run(
@@ -180,7 +181,7 @@ def run(
     extras: list[str],
     output: Path,
     batch_size: int,
-    narrator: Narrator,
+    console: Console,
 ) -> tuple[dict[str, Any], list[Section]]:
     """Measure and plot everything: what goes into results.json, and the parts of the report.
 
@@ -191,9 +192,9 @@ def run(
 
     results, sections = [], []
     for label, model in models.items() if names else ():
-        narrator.say(f"{label}: {len(photos)} images")
+        console.say(f"{label}: {len(photos)} images")
         batches = photo_batches(photos, model, batch_size)
-        tracked = narrator.track(batches, label, total=-(-len(photos) // batch_size))
+        tracked = console.track(batches, label, total=-(-len(photos) // batch_size))
         try:
             results.append(measure(model, tracked, names, name=label))
         except ValueError as error:
@@ -204,7 +205,7 @@ def run(
         sections.append(metric_section(results, metric, output / "plots" / f"{metric}.svg"))
     document: dict[str, Any] = {"images": len(photos), "results": [asdict(result) for result in results]}
     for extra in extras:
-        narrator.say(f"{extra} ...")
+        console.say(f"{extra} ...")
         first = {label: next(photo_batches(photos[:1], model)) for label, model in models.items()}
         try:
             document[extra], section = EXTRAS[extra](models, first, output / "plots")

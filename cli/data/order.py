@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 Key = tuple[int, int]  # index of an image, and the seed of its augmentation
 
 
-def derive(*parts: int | str) -> int:
+def derive_seed(*parts: int | str) -> int:
     """A seed in [0, 2**63) that differs for every combination of parts."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -31,7 +31,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class Order(Sampler):
+class ResumableSampler(Sampler):
     """The batches of one process, as lists of keys.
 
     Step s of an epoch is a slice of the epoch's permutation, the same for any number of processes; it is dealt out to
@@ -43,7 +43,7 @@ class Order(Sampler):
         seed: Of permutation and augmentation.
         rank: This process.
         processes: How many there are.
-        accumulate: Batches of a step, one after another.
+        accumulate: EvalSampler of a step, one after another.
         repeats: Repeated augmentation (Hoffer et al. 2020, as in DeiT): every image comes so many times in a row, and
             the epoch ends after `length` of them.
         limit: At most so many steps per epoch.
@@ -56,9 +56,9 @@ class Order(Sampler):
         self.length, self.batch_size, self.seed, self.repeats = length, batch_size, seed, repeats
         self.rank, self.processes, self.accumulate = rank, processes, accumulate
         self.steps = length // batch_size if limit is None else min(limit, length // batch_size)
-        self.go_to(0, 0)
+        self.set_position(0, 0)
 
-    def go_to(self, epoch: int, step: int) -> None:
+    def set_position(self, epoch: int, step: int) -> None:
         """What the next iteration yields: the given epoch, from the given step on."""
         self.epoch, self.start = epoch, step
 
@@ -67,7 +67,7 @@ class Order(Sampler):
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
-        generator = torch.Generator().manual_seed(derive("order", self.seed, epoch))
+        generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
         order = torch.randperm(self.length, generator=generator)
         if self.repeats > 1:
             order = order.repeat_interleave(self.repeats)[: self.length]
@@ -75,10 +75,10 @@ class Order(Sampler):
             for part in range(self.accumulate):
                 first = step * self.batch_size + part * self.processes + self.rank
                 places = range(first, (step + 1) * self.batch_size, self.processes * self.accumulate)
-                yield [(int(order[place]), derive("image", self.seed, epoch, place)) for place in places]
+                yield [(int(order[place]), derive_seed("image", self.seed, epoch, place)) for place in places]
 
 
-class Seeded(Dataset):
+class SeededDataset(Dataset):
     """A dataset that is asked with keys: seeds the generators, then reads and augments the image."""
 
     def __init__(self, dataset: Any):
@@ -92,7 +92,7 @@ class Seeded(Dataset):
         return self.dataset[index]
 
 
-class Batches(Sampler):
+class EvalSampler(Sampler):
     """The val batches of one process: every `processes`-th of batches that do not depend on the number of processes."""
 
     def __init__(self, length: int, batch_size: int, rank: int = 0, processes: int = 1, limit: int | None = None):

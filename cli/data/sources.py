@@ -1,4 +1,4 @@
-"""What `--data` names: train and val images with one class list, and timm's loaders over them."""
+"""What `--data` names: train and val images with one class list."""
 
 from __future__ import annotations
 
@@ -8,35 +8,29 @@ import multiprocessing
 import os
 import random
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from timm.data import FastCollateMixup, ImageDataset, create_dataset, create_loader, create_transform
-from timm.data.loader import PrefetchLoader, fast_collate
-from torch.utils.data import DataLoader, IterableDataset
+from timm.data import ImageDataset, create_dataset
 
-from ..config import AdaptConfig, Recipe
+from ..config import Config
 from ..errors import DataError, one_line
-from ..runtime.processes import Processes
-from ..runtime.signals import in_loader_worker
-from .order import Batches, Order, Seeded
 
 TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "valid", "test")
+STREAMS = ("wds", "hfids", "tfds")  # sources of timm without a place for each image
 
 
 @dataclass
-class Data:
+class Datasets:
     """Train and val images.
 
     Attributes:
         label: How to call the data in print.
         train: Yields (image, class index).
-        val: Likewise, another part of the data.
+        val: Yields (image, class index) of other images.
         class_names: By index; None where the source has no names.
-        num_classes: Size of the head that fits.
+        num_classes: Number of classes, which is the size of the head that fits.
     """
 
     label: str
@@ -51,7 +45,7 @@ class Data:
         return sum(part.skipped.value for part in (self.train, self.val) if hasattr(part, "skipped"))
 
 
-def find(config: AdaptConfig) -> Data:
+def open_datasets(config: Config) -> Datasets:
     """Open the data.
 
     Raises:
@@ -72,11 +66,17 @@ def find(config: AdaptConfig) -> Data:
         return _from_plain_folder(path, config)
     if path.exists():
         raise DataError(f"{path} is a file. Give a folder with train/ and val/, or a folder of class folders.")
-    if config.data.partition("/")[0].lower() in ("torch", "hfds", "hfids", "wds", "tfds"):
+    scheme = config.data.partition("/")[0].lower()
+    if scheme in STREAMS:
+        raise DataError(
+            f"{config.data} is a stream: it cannot be entered in the middle, so that a run could not be resumed, nor "
+            "dealt out to processes. Use a folder of images, torch/NAME or hfds/NAME."
+        )
+    if scheme in ("torch", "hfds"):
         return _from_scheme(config)
     raise DataError(
-        f"no such folder: {config.data}. Give a folder of images by class, or a scheme of timm: torch/NAME, hfds/NAME, "
-        "hfids/NAME, wds/NAME, tfds/NAME."
+        f"no such folder: {config.data}. Give a folder of images by class, or a source of timm: torch/NAME "
+        "or hfds/NAME."
     )
 
 
@@ -88,7 +88,7 @@ def _class_folders(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
 
 
-def _from_split_folder(folder: Path, config: AdaptConfig, label: str) -> Data:
+def _from_split_folder(folder: Path, config: Config, label: str) -> Datasets:
     train, val = _child(folder, TRAIN_NAMES), _child(folder, VAL_NAMES)
     assert train is not None
     if val is None:
@@ -105,11 +105,12 @@ def _from_split_folder(folder: Path, config: AdaptConfig, label: str) -> Data:
         ]
         raise DataError(f"the class folders of {folder} differ: {'; '.join(parts)}. Both need the same names.")
     classes = train_set.reader.class_to_idx
-    return Data(label, train_set, _image_folder(val, classes, config), list(classes), len(classes))
+    return Datasets(label, train_set, _image_folder(val, classes, config), list(classes), len(classes))
 
 
-def _from_plain_folder(folder: Path, config: AdaptConfig) -> Data:
-    """Split a folder of class folders: the same part of every class, drawn with the run's seed."""
+def _from_plain_folder(folder: Path, config: Config) -> Datasets:
+    """Split a folder of class folders: the same part of every class, drawn with a seed."""
+    fraction = config.val_fraction or 0.1
     train, val = _image_folder(folder, None, config), _image_folder(folder, None, config)
     by_class: dict[int, list[tuple[str, int]]] = {}
     for sample in train.reader.samples:
@@ -119,16 +120,16 @@ def _from_plain_folder(folder: Path, config: AdaptConfig) -> Data:
     train.reader.samples, val.reader.samples = [], []
     for index, samples in sorted(by_class.items()):
         draw.shuffle(samples)
-        held = max(1, round(len(samples) * config.val_fraction))
+        held = max(1, round(len(samples) * fraction))
         if held >= len(samples):
             raise DataError(f"class {names[index]!r} in {folder} has too few images ({len(samples)}) to split off val.")
         val.reader.samples += samples[:held]
         train.reader.samples += samples[held:]
-    label = f"{config.data} (val: {config.val_fraction:g} of every class)"
-    return Data(label, train, val, names, len(names))
+    label = f"{config.data} (val: {fraction:g} of every class)"
+    return Datasets(label, train, val, names, len(names))
 
 
-def _image_folder(folder: Path, classes: dict[str, int] | None, config: AdaptConfig) -> CheckedImages:
+def _image_folder(folder: Path, classes: dict[str, int] | None, config: Config) -> CheckedImages:
     try:
         images = CheckedImages(str(folder), skip=config.skip_bad_images, class_map=classes or "")
     except RuntimeError as error:
@@ -192,7 +193,7 @@ class CheckedImages(ImageDataset):
         self.reader.samples = readable
 
 
-def _from_scheme(config: AdaptConfig) -> Data:
+def _from_scheme(config: Config) -> Datasets:
     """One of timm's own data sources; it finds splits and classes its own way."""
     assert config.data is not None
     parts = {}
@@ -213,7 +214,7 @@ def _from_scheme(config: AdaptConfig) -> Data:
     if names is None and config.num_classes is None:
         raise DataError(f"{config.data} does not say how many classes it has. Say it with --num-classes.")
     label = f"{config.data} ({config.train_split} / {config.val_split})"
-    return Data(label, parts["train"], parts["val"], names, config.num_classes or len(names or ()))
+    return Datasets(label, parts["train"], parts["val"], names, config.num_classes or len(names or ()))
 
 
 def _scheme_classes(dataset: Any) -> list[str] | None:
@@ -223,122 +224,17 @@ def _scheme_classes(dataset: Any) -> list[str] | None:
     return list(classes) if classes else None
 
 
-@dataclass
-class Loader:
-    """timm's prefetching loader over the images of one part.
-
-    Attributes:
-        batches: Iterable of (images, target) on the device.
-        input_size: (channels, height, width).
-        rounds: Batches that the process with the most of them has.
-        order: Which images come when; None for a stream, which decides itself.
-        images: The dataset.
-    """
-
-    batches: Any
-    input_size: tuple[int, ...]
-    rounds: int
-    order: Order | None
-    images: Any
-
-    def names(self, epoch: int, step: int) -> list[str]:
-        """Files of this process in a step, as far as the source tells."""
-        if self.order is None or not hasattr(self.images, "filename"):
-            return []
-        self.order.go_to(epoch, step)
-        parts = islice(self.order, self.order.accumulate)
-        return [str(self.images.filename(index, absolute=True)) for keys in parts for index, _ in keys]
-
-
-def is_stream(images: Any) -> bool:
-    return isinstance(images, IterableDataset)
-
-
-def train_loader(
-    data: Data, recipe: Recipe, data_config: dict[str, Any], config: AdaptConfig, device: torch.device,
-    processes: Processes,
-) -> Loader:  # fmt: skip
-    """Augmented train images, in an order that depends on the seed alone. Random erasing is left to the step."""
-    workers = default_workers() if config.workers is None else config.workers
-    collate = _mixing(recipe, data.num_classes) if recipe.mixup or recipe.cutmix else fast_collate
-    augmentation = dict(
-        scale=(recipe.crop_scale, 1.0), hflip=recipe.hflip, color_jitter=recipe.color_jitter,
-        auto_augment=recipe.auto_augment or None, interpolation=data_config["interpolation"],
-    )  # fmt: skip
-    if is_stream(data.train):
-        batches = create_loader(
-            data.train, data_config["input_size"], recipe.batch_size // config.accumulate, is_training=True,
-            mean=data_config["mean"], std=data_config["std"], num_workers=workers, persistent_workers=False,
-            collate_fn=collate, pin_memory=device.type == "cuda", device=device, **augmentation,
-        )  # fmt: skip
-        return Loader(batches, data_config["input_size"], len(batches), None, data.train)
-    order = Order(
-        len(data.train), recipe.batch_size, config.seed, processes.rank, processes.count, config.accumulate,
-        recipe.repeated_aug, config.limit_batches,
-    )  # fmt: skip
-    data.train.transform = create_transform(
-        data_config["input_size"], is_training=True, mean=data_config["mean"], std=data_config["std"],
-        use_prefetcher=True, **augmentation,
-    )  # fmt: skip
-    batches = _prefetched(Seeded(data.train), order, collate, workers, data_config, device)
-    return Loader(batches, data_config["input_size"], len(order), order, data.train)
-
-
-def val_loader(
-    data: Data, batch_size: int, data_config: dict[str, Any], config: AdaptConfig, device: torch.device,
-    processes: Processes,
-) -> Loader:  # fmt: skip
-    """Val images under the checkpoint's own preprocessing."""
-    workers = default_workers() if config.workers is None else config.workers
-    preprocessing = dict(
-        interpolation=data_config["interpolation"], mean=data_config["mean"], std=data_config["std"],
-        crop_pct=data_config["crop_pct"], crop_mode=data_config.get("crop_mode"),
-    )  # fmt: skip
-    size = data_config["input_size"]
-    if is_stream(data.val):
-        batches = create_loader(
-            data.val, size, batch_size, num_workers=workers, persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda", device=device, **preprocessing,
-        )  # fmt: skip
-        return Loader(_Limited(batches, config.limit_batches), size, 0, None, data.val)
-    own = Batches(len(data.val), batch_size, processes.rank, processes.count, config.limit_batches)
-    rounds = len(Batches(len(data.val), batch_size, 0, processes.count, config.limit_batches))
-    data.val.transform = create_transform(size, use_prefetcher=True, **preprocessing)
-    return Loader(_prefetched(data.val, own, fast_collate, workers, data_config, device), size, rounds, None, data.val)
-
-
-def _prefetched(dataset, batch_sampler, collate, workers, data_config, device) -> PrefetchLoader:
-    loader = DataLoader(
-        dataset, batch_sampler=batch_sampler, collate_fn=collate, num_workers=workers, pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0, worker_init_fn=in_loader_worker,
-    )  # fmt: skip
-    mean, std = data_config["mean"], data_config["std"]
-    return PrefetchLoader(loader, mean, std, channels=data_config["input_size"][0], device=device)
-
-
-class _Limited:
-    """The first batches of a stream."""
-
-    def __init__(self, batches: Any, limit: int | None):
-        self.batches, self.limit = batches, limit
-
-    def __iter__(self):
-        return islice(self.batches, self.limit)
-
-
-def thin(images: Any, count: int) -> None:
+def subsample(images: Any, count: int) -> None:
     """Keep `count` images, spread evenly: the first ones of a folder would be of one class."""
     samples = getattr(getattr(images, "reader", None), "samples", None)
     if samples and len(samples) > count:
         images.reader.samples = [samples[i * len(samples) // count] for i in range(count)]
 
 
-def fingerprint(data: Data) -> dict[str, Any]:
+def fingerprint(data: Datasets) -> dict[str, Any]:
     """What tells one set of images from another: how many, their classes, and a hash of names and classes."""
     parts: dict[str, Any] = {"classes": data.class_names or data.num_classes}
     for name, images in (("train", data.train), ("val", data.val)):
-        if is_stream(images):
-            continue
         samples = getattr(getattr(images, "reader", None), "samples", None)
         parts[f"{name} images"] = len(images)
         if samples:
@@ -346,15 +242,3 @@ def fingerprint(data: Data) -> dict[str, Any]:
             text = json.dumps([[os.path.relpath(path, root), int(target)] for path, target in samples])
             parts[f"{name} names"] = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     return parts
-
-
-def _mixing(recipe: Recipe, num_classes: int) -> FastCollateMixup:
-    return FastCollateMixup(
-        mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=num_classes
-    )
-
-
-def default_workers() -> int:
-    """Leave one core to the model, and do not start more loaders than usually help. All processes share the cores."""
-    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(8, max(0, (os.cpu_count() or 1) // processes_here - 1))

@@ -48,8 +48,8 @@ class Source:
         arch: Its timm architecture, without the `neutreno_` prefix.
         pretrained_cfg: A tag, or a whole pretrained cfg; None for the architecture's default.
         overlay: Entries that replace those of the cfg, such as the file with the weights.
-        model_args: Constructor arguments that the weights were made with.
-        num_classes: Of the checkpoint's head.
+        model_args: Constructor arguments that the weights were made with, the method's among them.
+        num_classes: Size of the checkpoint's head.
     """
 
     label: str
@@ -60,13 +60,15 @@ class Source:
     num_classes: int = 1000
 
     @property
-    def fidelity(self) -> float | None:
-        """The fidelity it was trained with; None for a plain softmax model."""
-        return self.model_args.get("fidelity")
+    def method(self) -> str | None:
+        """The method that it was trained with; None for a plain softmax model."""
+        return self.model_args.get("method", "neutreno") if self.options else None
 
     @property
-    def learnable_fidelity(self) -> str | None:
-        return self.model_args.get("learnable_fidelity")
+    def options(self) -> dict[str, Any]:
+        """The method's options; empty for a plain softmax model."""
+        names = ("fidelity", "learnable_fidelity")
+        return {name: self.model_args[name] for name in names if self.model_args.get(name) is not None}
 
     @property
     def label_names(self) -> list[str] | None:
@@ -80,7 +82,7 @@ class Source:
         return "demo" if self.label == "demo" else self.arch
 
 
-def find(checkpoint: str, arch: str | None = None, model_kwargs: dict[str, Any] | None = None) -> Source:
+def resolve_checkpoint(checkpoint: str, arch: str | None = None, model_kwargs: dict[str, Any] | None = None) -> Source:
     """Find out what a checkpoint is.
 
     Args:
@@ -246,19 +248,15 @@ def build(
     source: Source,
     *,
     num_classes: int | None = None,
-    fidelity: float | None = None,
-    learnable_fidelity: str | None = None,
     img_size: int | None = None,
     drop_path: float | None = None,
     pretrained: bool = True,
 ) -> nn.Module:
-    """The NeuTRENO twin of a checkpoint, with its weights.
+    """A checkpoint as it came: timm's own model, or the patched one that it was saved from, with its weights.
 
     Args:
-        source: What `find` gave.
+        source: What `resolve_checkpoint` gave.
         num_classes: Size of the head; another one than the checkpoint's is initialised anew. None: as it is.
-        fidelity: None for the checkpoint's own; 0 for a plain softmax checkpoint, which makes the twin equal to it.
-        learnable_fidelity: None for the checkpoint's own.
         img_size: Another than the checkpoint's resamples the position embedding.
         drop_path: Stochastic depth rate of the last block.
         pretrained: Load the weights.
@@ -267,25 +265,17 @@ def build(
         CheckpointError: If the weights do not fit the architecture, or cannot be read.
         HubError: If they are on the Hub and cannot be had.
     """
-    kwargs = {
-        **source.model_args,
-        "fidelity": fidelity if fidelity is not None else (source.fidelity or 0.0),
-        "learnable_fidelity": learnable_fidelity or source.learnable_fidelity,
-    }
     given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path}
-    kwargs.update({key: value for key, value in given.items() if value is not None})
+    kwargs = {**source.model_args, **{key: value for key, value in given.items() if value is not None}}
     with weight_errors(source), hub_errors(source.label):
-        model = timm.create_model(
-            twin_name(source.arch),
+        return timm.create_model(
+            twin_name(source.arch) if source.method else source.arch,
             pretrained=pretrained,
             pretrained_cfg=source.pretrained_cfg,
             pretrained_cfg_overlay=source.overlay or None,
             pretrained_model_args=source.model_args,
             **kwargs,
         )
-    if fidelity is not None and source.learnable_fidelity:
-        timm_neutreno.set_fidelity(model, fidelity)
-    return model
 
 
 @contextmanager

@@ -2,74 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from timm.data import resolve_model_data_config
 from timm.models._input import get_model_input_config
-from torch import Tensor
 
-from timm_neutreno.support import find_layers
-from timm_neutreno.surgery import fidelity_holders
-
-from ..commands.evaluate import run_of
-from ..config import AdaptConfig, resolve_recipe
-from ..data import sources as data
-from ..errors import CheckpointError, DataError
-from ..runtime.processes import Processes
-from . import checkpoint, resume
-from . import setup as parallel
+from ..config import Config, from_yaml
+from ..data import loaders, sources
+from ..errors import CheckpointError
+from ..runtime.processes import World
+from ..tasks import classification
+from . import checkpoint, methods, resume, setup
 from .evaluate import evaluate
-from .run import EVAL_BATCH, choose_device, other_classes, share_cores
+from .run import EVAL_BATCH, WEIGHTS
 
 
-def evaluate_model(name: str, given: dict[str, Any], batch_size: int | None) -> dict[str, Any]:
+def evaluate_model(name: str, given: Config) -> dict[str, Any]:
     """The figures of a model on val images.
 
     Args:
         name: A run's folder, a folder in it, or any checkpoint.
-        given: Fields of AdaptConfig that replace the run's.
-        batch_size: None for the run's, which makes the figures equal to the last digit.
+        given: What was given replaces the run's; without a batch size the figures are the run's to the last digit.
 
     Raises:
         CheckpointError: If there is no model, or it knows other classes than the data.
         DataError: If the data is missing, or cannot be read.
     """
     folder = run_of(Path(name)) if Path(name).is_dir() else None
-    config = resume.as_config(resume.read_arguments(folder)) if folder else AdaptConfig()
-    if folder and not (Path(name) / "model.safetensors").is_file():
+    config = from_yaml(resume.read_arguments(folder)) if folder else given
+    if folder and not (Path(name) / WEIGHTS[-1]).is_file():
         raise CheckpointError(
-            f"{name} has no model.safetensors yet: the run is not finished. neutreno-adapt --resume {folder} goes on."
+            f"{name} has no {WEIGHTS[-1]} yet: the run is not finished. neutreno-adapt --resume {folder} goes on."
         )
-    config = replace(config, checkpoint=name, arch=None, model_kwargs={}, **given)
-    recipe = resolve_recipe(config)
-    device = choose_device(config.device, Processes())
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    share_cores(config, device)
-    source = checkpoint.find(config.checkpoint)
-    images = data.find(config)
-    if images.num_classes != source.num_classes or other_classes(source, images):
-        raise CheckpointError(f"{name} knows other classes than {images.label}: {other_classes(source, images)}.")
-    size = batch_size or min(recipe.batch_size, EVAL_BATCH, _count(images.train))
+    config = replace(config, **{field: getattr(given, field) for field in given.given})
+    device = setup.set_up_device(config, World())
+    source = checkpoint.resolve_checkpoint(name)
+    datasets = sources.open_datasets(config)
+    mismatch = classification.head_mismatch(
+        source.num_classes, source.label_names, datasets.num_classes, datasets.class_names
+    )
+    if mismatch:
+        raise CheckpointError(f"{name} knows other classes than {datasets.label}: {mismatch}.")
     if config.limit_batches:
-        data.thin(images.val, config.limit_batches * (batch_size or min(recipe.batch_size, _count(images.train))))
-    model = checkpoint.build(source).to(device)
+        sources.subsample(datasets.val, config.limit_batches * min(config.batch_size, len(datasets.train)))
+    model: Any = checkpoint.build(source).to(device)
     data_config = {**resolve_model_data_config(model), "input_size": get_model_input_config(model)["input_size"]}
-    loader = data.val_loader(images, size, data_config, config, device, Processes())
-    found = evaluate(model, loader, device, parallel.autocast(config, device))
-    if not found.images:
-        raise DataError(f"{images.label} has no val images.")
-    return {"model": name, "fidelity": _fidelity(model), "data": images.label, **asdict(found)}
+    batch_size = config.batch_size if "batch_size" in given.given else min(config.batch_size, EVAL_BATCH)
+    loader = loaders.val_loader(datasets, batch_size, data_config, config, device, World())
+    found = evaluate(model, loader, device, setup.autocast(config, device))
+    return {"model": name, "data": datasets.label, "strengths": methods.summary(model), **found}
 
 
-def _fidelity(model: Any) -> str:
-    values = [h.fidelity for owner in find_layers(model) for h in fidelity_holders(owner)]
-    numbers = [x for v in values for x in (v.flatten().tolist() if isinstance(v, Tensor) else [v])]
-    low, high = min(numbers), max(numbers)
-    return f"{low:g}" if low == high else f"{low:.2f} to {high:.2f}"
-
-
-def _count(images: Any) -> int:
-    return EVAL_BATCH if data.is_stream(images) else len(images)
+def run_of(folder: Path) -> Path | None:
+    """The run that a folder is, or is a part of."""
+    nearest = (folder, *list(folder.absolute().parents)[:3])
+    return next((path for path in nearest if (path / resume.ARGUMENTS).is_file()), None)

@@ -1,56 +1,40 @@
-"""Going on with a run: its own settings, what may change, and what must not change in silence."""
+"""Going on with a run: its own config with what was given now put in, and what must not change in silence."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import fields, replace
+import platform
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..config import AdaptConfig, Recipe
+from ..config import Config, changes, flag, from_yaml, resumed, to_yaml
 from ..errors import CheckpointError, UsageError, one_line
-from ..reports import summary
+from ..runtime import files
 
-ARGUMENTS, SEEDS, FINGERPRINT = "args.yaml", "seeds.json", "data_fingerprint"
-
-# these change where and how fast a run goes, or what is written, but not its figures, up to rounding
-FREE = {
-    "workers", "device", "gpus", "fsdp", "accumulate", "compile", "grad_checkpointing", "channels_last", "time_limit",
-    "save_every_steps", "log", "quiet", "json", "push_to_hub", "private", "revision", "create_pr", "patience",
-    "skip_bad_images", "data_dir",
-}  # fmt: skip
-NOT_COMPARED = {"resume", "allow_changes", "dry_run", "output", "settings", "recipe", "seeds"}
+ARGUMENTS, FINGERPRINT = "args.yaml", "data_fingerprint"
 
 
-def find_run(config: AdaptConfig) -> AdaptConfig:
-    """`--resume auto` resumes --output if a run is there, else starts it; a run of several seeds knows how many."""
+def find_run(config: Config) -> Config:
+    """The config to run with: as given, or the resumed run's own with what was given put in.
+
+    `--resume auto` resumes --output if a run is there, else starts it.
+
+    Raises:
+        UsageError: If what was given would change the run's figures, without --allow-changes.
+        CheckpointError: If the folder is no run.
+    """
     if config.resume == "auto":
         if not config.output:
             raise UsageError("--resume auto needs --output RUN, the folder to make or to go on with.")
-        path = Path(config.output)
-        begun = (path / ARGUMENTS).exists() or any(path.glob(f"seed-*/{ARGUMENTS}"))
-        config = replace(config, resume=config.output if begun else None)
-    if config.resume and (Path(config.resume) / SEEDS).exists():
-        return replace(config, **json.loads((Path(config.resume) / SEEDS).read_text()))
-    return config
-
-
-def own_settings(directory: Path) -> AdaptConfig | None:
-    """Those of a run, or of the first seed in it; None if there are none."""
-    paths = [directory, *sorted(directory.glob("seed-*"))]
-    found = next((path for path in paths if (path / ARGUMENTS).exists()), None)
-    return as_config(read_arguments(found)) if found else None
-
-
-def first_seed(config: AdaptConfig) -> AdaptConfig:
-    """The settings for seeds that have not begun: those of the first one that has."""
-    assert config.resume is not None
-    begun = sorted(path.parent for path in Path(config.resume).glob(f"seed-*/{ARGUMENTS}"))
-    if not begun:
-        raise CheckpointError(f"no seed of {config.resume} has begun: start anew with another --output.")
-    return settle(replace(config, resume=str(begun[0]), seed=AdaptConfig.seed))[0]
+        config = replace(config, resume=config.output if (Path(config.output) / ARGUMENTS).exists() else None)
+    if config.resume is None:
+        return config
+    own = from_yaml(read_arguments(Path(config.resume)))
+    _refuse(config, {flag(name): pair for name, pair in changes(config, own).items()})
+    return resumed(config, own)
 
 
 def read_arguments(directory: Path) -> dict[str, Any]:
@@ -66,67 +50,42 @@ def read_arguments(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{directory} is not a run: it has no {ARGUMENTS}. Give the folder of a run.") from None
     except yaml.YAMLError as error:
         raise CheckpointError(f"cannot read {path}: {one_line(error)[:200]}.") from error
-    if not isinstance(values, dict) or "recipe" not in values:
+    if not isinstance(values, dict) or "versions" not in values:
         raise CheckpointError(f"{path} was not written by a run.")
+    if isinstance(values.get("recipe"), dict):
+        raise CheckpointError(f"{directory} is a run of a development version, which cannot be resumed: start it anew.")
     return values
 
 
-def as_config(values: dict[str, Any]) -> AdaptConfig:
-    """The settings of an args.yaml, all of them given."""
-    names = {item.name for item in fields(AdaptConfig)} - {"recipe", "settings"}
-    recipe = dict(values["recipe"])
-    name = recipe.pop("name", None)
-    known = {item.name for item in fields(Recipe)}
-    return AdaptConfig(
-        **{key: value for key, value in values.items() if key in names},
-        recipe=name,
-        settings={key: value for key, value in recipe.items() if key in known},
-    )
-
-
-def settle(config: AdaptConfig) -> tuple[AdaptConfig, dict[str, Any]]:
-    """The run's own settings with the given ones put in, and its args.yaml.
-
-    Raises:
-        UsageError: If a given setting would change the run's figures, without --allow-changes.
-        CheckpointError: If the folder is no run.
-    """
-    assert config.resume is not None
-    values = read_arguments(Path(config.resume))
-    own = as_config(values)
-    given = {
-        item.name: getattr(config, item.name)
-        for item in fields(AdaptConfig)
-        if item.name not in NOT_COMPARED and getattr(config, item.name) != getattr(AdaptConfig(), item.name)
+def write_arguments(directory: Path, config: Config, facts: dict[str, Any]) -> None:
+    """args.yaml: every option as it was resolved, what else was found out, and the versions of each start."""
+    versions = {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "timm", "timm-neutreno")},
     }
-    changes = {k: (getattr(own, k), v) for k, v in given.items() if k not in FREE and v != getattr(own, k)}
-    changes |= {k: (own.settings.get(k), v) for k, v in config.settings.items() if v != own.settings.get(k)}
-    if config.recipe not in (None, own.recipe):
-        changes["recipe"] = own.recipe, config.recipe
-    _refuse(config, {f"--{name.replace('_', '-')}": pair for name, pair in changes.items()})
-    merged = replace(
-        own, **given, settings={**own.settings, **config.settings}, recipe=config.recipe or own.recipe,
-        resume=config.resume, allow_changes=config.allow_changes, dry_run=config.dry_run, seeds=1,
-    )  # fmt: skip
-    return merged, values
+    values = {**to_yaml(config), **facts, "versions": versions}
+    if (directory / ARGUMENTS).exists():
+        earlier = read_arguments(directory)
+        values |= {"versions": earlier["versions"], "resumed": [*earlier.get("resumed", []), versions]}
+    files.write_text(directory / ARGUMENTS, yaml.safe_dump(values, sort_keys=False))
 
 
-def check_data(values: dict[str, Any], now: dict[str, Any], config: AdaptConfig) -> None:
-    """Refuse other data than the run's.
+def check_data(config: Config, now: dict[str, Any]) -> None:
+    """Refuse other data than the resumed run's.
 
     Raises:
         UsageError: With what differs, without --allow-changes.
     """
-    then = values.get(FINGERPRINT, {})
+    then = read_arguments(Path(config.resume or "")).get(FINGERPRINT, {})
     _refuse(
         config, {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)}
     )
 
 
-def _refuse(config: AdaptConfig, changes: dict[str, tuple[Any, Any]]) -> None:
-    if not changes or config.allow_changes:
+def _refuse(config: Config, changed: dict[str, tuple[Any, Any]]) -> None:
+    if not changed or config.allow_changes:
         return
-    parts = [f"{name} {_short(then)} in the run, {_short(now)} now" for name, (then, now) in changes.items()]
+    parts = [f"{name} {_short(then)} in the run, {_short(now)} now" for name, (then, now) in changed.items()]
     raise UsageError(
         f"--resume {config.resume}: {'; '.join(parts)}. Leave it as it was, or pass --allow-changes to go on all the "
         "same; the run then is not what either setting alone would give."
@@ -136,13 +95,3 @@ def _refuse(config: AdaptConfig, changes: dict[str, tuple[Any, Any]]) -> None:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) < 60 else f"{text[:57]}..."
-
-
-def result(directory: Path) -> dict[str, Any] | None:
-    """What a run that is finished printed; None if it is not."""
-    path = directory / "results.json"
-    if not path.exists():
-        return None
-    document = json.loads(path.read_text())
-    document["table"] = summary.plain_table([tuple(row) for row in document["table"][1:]])
-    return document

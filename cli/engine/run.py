@@ -2,445 +2,336 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import partial
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from timm.data import resolve_model_data_config
+from timm.models import save_for_hf
 from timm.models._input import get_model_input_config
-from timm.utils import random_seed
 from torch import nn
 
-from timm_neutreno import UnsupportedModelError, set_fidelity
-from timm_neutreno.fidelity import DEFAULT_FIDELITY
+from timm_neutreno import is_patched
 from timm_neutreno.hub import save_pretrained
 from timm_neutreno.smoothing import plot_similarity
-from timm_neutreno.support import find_layers
-from timm_neutreno.surgery import fidelity_holders
-from timm_neutreno.twins import twin_name
 
-from ..commands import push
-from ..config import AdaptConfig, Recipe, as_dict, check_config, resolve_recipe
-from ..data import sources as data
-from ..errors import CheckpointError, CliError, Interrupted, TrainingError, UsageError, one_line
-from ..reports import seeds, summary
-from ..runtime import files as run_directory
-from ..runtime import processes
-from ..runtime.console import Narrator
-from ..runtime.processes import Processes
-from ..runtime.signals import Stop
-from . import checkpoint, plan, resume
-from . import setup as parallel
-from .evaluate import Evaluation, evaluate
-from .trainer import EMA, Arm, Session, Trainer, explain, learning_rate
+from ..config import Config, check, resolve
+from ..data import loaders, sources
+from ..errors import CliError, Interrupted, TrainingError, UsageError, one_line
+from ..reports import seeds, tables
+from ..reports.results import RESULTS, Evaluations, RunResult
+from ..runtime import files, processes
+from ..runtime.console import Console
+from ..runtime.processes import World
+from ..runtime.signals import StopSignal
+from . import checkpoint, hub, methods, plan, resume, setup
+from .arms import CONTROL, Arm, Models, list_arms
+from .evaluate import evaluate
+from .failures import translate_error
+from .setup import RunContext
+from .state import EMA
+from .trainer import Trainer
 
 EVAL_BATCH = 128  # at most; fixed, so that the figures do not depend on the number of processes
+WEIGHTS = ("config.json", "model.safetensors")  # in the order in which they are put in place
+
+Printed = tuple[dict[str, Any], str]  # a result as --json prints it, and as text
 
 
-def run(config: AdaptConfig) -> dict[str, Any]:
-    """Adapt a checkpoint, and compare it with itself and with a control. Called in every process of the run.
+def run(config: Config) -> Printed:
+    """Adapt a checkpoint with every method, and compare them with a control. Called in every process of the run.
 
     Returns:
-        The result, as printed by --json; empty in all processes but the first.
+        The result; nothing in all processes but the first.
 
     Raises:
         CliError: One of its kinds; nothing that exists is overwritten.
     """
-    stop = Stop(config.time_limit)
-    with stop.listening():
-        members = processes.join(config.device)
+    stop = StopSignal(config.time_limit)
+    with stop.installed():
+        world = processes.init(config.device)
         try:
-            document = run_seeds(config, members, stop) if config.seeds > 1 else run_one(config, members, stop)
+            printed = run_seeds(config, world, stop) if config.seeds > 1 else run_one(config, world, stop)
         except CliError:
             raise
         except Exception as error:
-            raise explain(error) from error
-        processes.leave()
-    return document
+            raise translate_error(error) from error
+        processes.shutdown()
+    return printed
 
 
-def run_seeds(config: AdaptConfig, members: Processes, stop: Stop) -> dict[str, Any]:
-    """The same run with several seeds, each in a folder of its own; then their mean, spread and paired difference."""
-    if config.resume:
-        directory, fresh = Path(config.resume), resume.first_seed(config)
-    else:
-        name = checkpoint.find(config.checkpoint, config.arch, config.model_kwargs).name
-        chosen = run_directory.choose(config.output, f"neutreno-{name}-seeds") if members.first else None
-        directory, fresh = processes.agree(chosen), config
-    if members.first and not config.dry_run:
-        run_directory.create(directory)
-        run_directory.write_text(directory / resume.SEEDS, json.dumps({"seed": config.seed, "seeds": config.seeds}))
+def run_seeds(config: Config, world: World, stop: StopSignal) -> Printed:
+    """The same run with several seeds, each in a folder of its own; then their mean, spread and paired differences."""
+    directory = run_directory(config, "seeds", world)
+    split_seed = config.seed if config.split_seed is None else config.split_seed  # all seeds hold out the same images
+    if world.first and not config.dry_run:
+        files.make_directory(directory)
+        resume.write_arguments(directory, config, {})
     documents = []
     for seed in range(config.seed, config.seed + config.seeds):
         folder = directory / f"seed-{seed}"
-        if processes.agree((folder / resume.ARGUMENTS).exists()):
-            one = replace(config, resume=str(folder), output=None, seed=seed, seeds=1)
-        else:
-            split = config.seed if fresh.split_seed is None else fresh.split_seed  # all seeds hold out the same images
-            one = replace(fresh, resume=None, output=str(folder), seed=seed, seeds=1, split_seed=split)
-        documents.append(run_one(one, members, stop, str(directory)))
+        begun = processes.broadcast((folder / resume.ARGUMENTS).exists())
+        one = replace(
+            config, seed=seed, seeds=1, split_seed=split_seed, output=str(folder), resume=str(folder) if begun else None
+        )
+        printed = run_one(one, world, stop, str(directory))
         if config.dry_run:
-            return documents[0]
-    if not members.first:
-        return {}
+            return printed
+        documents.append(printed[0])
+    if not world.first:
+        return {}, ""
     document = {**seeds.summarise(documents), "output": str(directory)}
-    run_directory.write_text(directory / "results.json", json.dumps(document, indent=2) + "\n")
-    run_directory.write_text(directory / "README.md", seeds.readme(document))
-    return {**document, "table": seeds.table(document)}
+    files.write_text(directory / RESULTS, json.dumps(document, indent=2) + "\n")
+    files.write_text(directory / "README.md", seeds.readme(document))
+    return document, seeds.text(document)
 
 
-def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: str | None = None) -> dict[str, Any]:
-    """One seed: the story in order. `resume_label` is the folder to name for resuming, if not the run's own."""
+@dataclass(frozen=True)
+class Parts:
+    """What the steps of a run hand on: everything that is the same for all arms."""
+
+    source: checkpoint.Source
+    datasets: sources.Datasets
+    data_config: dict[str, Any]
+    models: Models
+    teacher: nn.Module | None
+    train: Callable[[], loaders.BatchLoader]
+    val: loaders.BatchLoader
+    arms: list[Arm]
+    context: RunContext
+
+
+def run_one(config: Config, world: World, stop: StopSignal, folder: str | None = None) -> Printed:
+    """One seed: the story in order. `folder` is the one to name for resuming, if not the run's own."""
     start = time.perf_counter()
-    earlier = None
-    if config.resume:
-        if (finished := processes.agree(resume.result(Path(config.resume)))) is not None:
-            return finished if members.first else {}
-        config, earlier = resume.settle(config)
-    check_config(config)
-    recipe = resolve_recipe(config)
-    if config.fsdp and (recipe.ema_decay or config.amp_dtype == "float16"):
-        raise UsageError("--fsdp takes bfloat16 and no averaged weights: pass --ema-decay 0 and --amp-dtype bfloat16.")
-    narrator = Narrator(config.quiet or not members.first)
-    device = choose_device(config.device, members)
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    share_cores(config, device)
-    if config.push_to_hub and members.first:
-        push.check_name(config.push_to_hub, config.private, config.revision, config.create_pr)
-    source = checkpoint.find(config.checkpoint, config.arch, config.model_kwargs)
-    config = replace(config, **settle_fidelity(config, source))
-    images = data.find(config)
-    recipe = replace(recipe, batch_size=fit_batch(recipe, images, config, members))
-    check_warmup(recipe, images, config)
-    if config.limit_batches:
-        data.thin(images.val, config.limit_batches * recipe.batch_size)
-    if earlier is not None:
-        directory = Path(config.resume or "")
-        resume.check_data(earlier, data.fingerprint(images), config)
-    else:
-        chosen = run_directory.choose(config.output, f"neutreno-{source.name}") if members.first else None
-        directory = processes.agree(chosen)
-    if config.push_to_hub and members.first and not config.dry_run:
-        # as soon as nothing else can be refused, since it makes the repository
-        push.prepare(config.push_to_hub, config.private, config.revision, config.create_pr, twin_name(source.arch))
-
-    models = Models(source, images, config, recipe, device)
-    plain = models.build(source.fidelity or 0.0, own=True)
-    data_config = {**resolve_model_data_config(plain), "input_size": get_model_input_config(plain)["input_size"]}
-    teacher = parallel.load_teacher(config, images.num_classes, device)
-    lr = learning_rate(recipe, config.lr)
-    session = Session(config, recipe, lr, device, members, narrator, stop, resume_label or str(directory))
-    announce(session, source, images, data_config)
-
-    def train_loader() -> data.Loader:
-        return data.train_loader(images, recipe, data_config, config, device, members)
-
-    val = data.val_loader(images, min(recipe.batch_size, EVAL_BATCH), data_config, config, device, members)
+    if config.resume and (finished := processes.broadcast(RunResult.read(Path(config.resume)))):
+        return finished.document(), finished.text()
+    parts, directory = prepare(config, world, stop, folder)
+    config = parts.context.config
+    announce(parts)
     if config.dry_run:
-        return plan.make(session, models.build(config.fidelity), teacher, train_loader(), directory, images)
-    if members.first:
-        run_directory.create(directory)
-        run_directory.sweep(directory)
-        run_directory.write_text(directory / resume.ARGUMENTS, _arguments(session, data_config, images, earlier))
-    results = Results(directory, members.first)
-
-    def evaluated(model: nn.Module) -> Evaluation:
-        return evaluate(model, val, device, parallel.autocast(config, device), stop=stop)
-
-    try:
-        results.once(summary.BEFORE, partial(evaluated, plain))
-        del plain
-        results.once(summary.UNADAPTED, lambda: evaluated(models.build(config.fidelity)))
-    except Interrupted as error:
-        raise Interrupted(f"{one_line(error)} Nothing was trained yet. {session.resume_line}") from error
-
-    def trained(name: str, row: str, fidelity: float, folder: Path) -> nn.Module:
-        """Train one arm from the checkpoint, on data in the same order, and save it."""
-        if members.first:
-            run_directory.create(folder)
-            run_directory.sweep(folder)
-        processes.agree(None)  # the others look into the folder when it is there
-        model = models.build(fidelity)
-        if not fidelity:
-            freeze_fidelity(model)
-        arm = Arm(name, fidelity, config.fidelity_warmup, folder, {"arch": f"neutreno_{source.arch}"})
-        trainer = Trainer(model, teacher, train_loader(), val, arm, session)
-        evaluations = trainer.run()
-        results.add({row + (summary.AVERAGED if kind == EMA else ""): value for kind, value in evaluations.items()})
-        whole = models.whole(model, fidelity) if config.fsdp else model
-        if members.first:
-            if trainer.ema is not None:
-                save(trainer.ema, run_directory.create(folder / "ema"), data_config, images)
-            save(whole, folder, data_config, images)
-        return whole
-
-    assert config.fidelity is not None
-    control = directory / "control"
-    if config.control and not processes.agree((control / "model.safetensors").exists()):
-        trained("control", summary.CONTROL, 0.0, control)
-    model = trained("adapted", summary.ADAPTED, config.fidelity, directory)
-    facts = dict(
-        checkpoint=source.label, data=images.label, output=str(directory), epochs=recipe.epochs, seed=config.seed,
-        device=str(device), processes=members.count, skipped_images=images.skipped,
-        new_head=models.new_head, seconds=round(time.perf_counter() - start, 1), **checkpoint.origin(source),
-    )  # fmt: skip
-    return report(directory, config, results.rows, model, models.new_head, facts) if members.first else {}
+        return plan.make(
+            parts.context, parts.models, parts.arms, parts.teacher, parts.train(), directory, parts.datasets
+        )
+    if world.first:
+        files.make_directory(directory)
+        files.remove_partial(directory)
+        resume.write_arguments(directory, config, found_out(parts))
+    evaluations = Evaluations(directory, world.first)
+    evaluate_before(parts, evaluations)
+    for arm in parts.arms:
+        if not processes.broadcast(arm.name in evaluations.rows and (arm.directory / WEIGHTS[-1]).exists()):
+            train_arm(arm, parts, evaluations)
+    if not world.first:
+        return {}, ""
+    result = conclude(parts, evaluations, directory, round(time.perf_counter() - start, 1))
+    return result.document(), result.text()
 
 
-class Results:
-    """The run's evaluations, kept in a file as they come: a resumed run does not make them again."""
+def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) -> tuple[Parts, Path]:
+    """Open everything and refuse what cannot be, before anything is written or trained."""
+    check(config)
+    device = setup.set_up_device(config, world)
+    if config.push_to_hub and world.first:
+        hub.check_target(hub.target(config))
+    source = checkpoint.resolve_checkpoint(config.checkpoint, config.arch, config.model_kwargs)
+    datasets = sources.open_datasets(config)
+    config = resolve(replace(config, batch_size=fit_batch(config, len(datasets.train), world)))
+    check_warmup(config, len(datasets.train))
+    if config.limit_batches:
+        sources.subsample(datasets.val, config.limit_batches * config.batch_size)
+    if config.resume:
+        resume.check_data(config, sources.fingerprint(datasets))
+    directory = run_directory(config, source.name, world)
+    arms = list_arms(config, source, directory)
+    first = next(arm for arm in arms if arm.method)
+    fidelity = first.options.get("fidelity", config.fidelity)
+    config = replace(config, method=[arm.name for arm in arms if arm.method], fidelity=fidelity)
+    if config.push_to_hub and world.first and not config.dry_run:
+        hub.prepare(hub.target(config), f"neutreno_{source.arch}")  # last of all checks: it makes the repository
+    models = Models(source, datasets, config, device)
+    original: Any = models.original
+    data_config = {**resolve_model_data_config(original), "input_size": get_model_input_config(original)["input_size"]}
+    teacher = setup.load_teacher(config, datasets.num_classes, device)
+    console = Console(config.quiet or not world.first)
+    context = RunContext(config, device, world, console, stop, folder or str(directory))
 
-    def __init__(self, directory: Path, writes: bool):
-        self.path, self.writes = directory / "evaluations.json", writes
-        known = json.loads(self.path.read_text()) if writes and self.path.exists() else {}
-        self.rows = {name: Evaluation(**value) for name, value in processes.agree(known).items()}
+    def train() -> loaders.BatchLoader:
+        return loaders.train_loader(datasets, data_config, config, device, world)
 
-    def once(self, name: str, measure: Callable[[], Evaluation]) -> None:
-        if name not in self.rows:
-            self.add({name: measure()})
-
-    def add(self, rows: dict[str, Evaluation]) -> None:
-        self.rows.update(rows)
-        if self.writes:
-            text = json.dumps({name: asdict(value) for name, value in self.rows.items()}, indent=2)
-            run_directory.write_text(self.path, text + "\n")
+    val_batch = min(config.batch_size, EVAL_BATCH)
+    val = loaders.val_loader(datasets, val_batch, data_config, config, device, world)
+    return Parts(source, datasets, data_config, models, teacher, train, val, arms, context), directory
 
 
-def fit_batch(recipe: Recipe, images: data.Data, config: AdaptConfig, members: Processes) -> int:
+def run_directory(config: Config, name: str, world: World) -> Path:
+    """The resumed run's folder, or the one to make; the same in all processes."""
+    if config.resume:
+        return Path(config.resume)
+    return processes.broadcast(files.choose_directory(config.output, f"neutreno-{name}") if world.first else None)
+
+
+def fit_batch(config: Config, images: int, world: World) -> int:
     """The images of a step: at most the train images, and the same number for each process and accumulation step.
 
     Raises:
-        UsageError: If they cannot be dealt out evenly, or a stream would have to be.
+        UsageError: If they cannot be dealt out evenly.
     """
-    if data.is_stream(images.train):
-        if members.count > 1 or config.save_every_steps:
-            raise UsageError(
-                f"{config.data} is a stream, which cannot be dealt out to processes or entered in the middle: use one "
-                "process without --save-every-steps, or a folder of images."
-            )
-        return recipe.batch_size
-    parts = members.count * config.accumulate
-    step = parts * (2 if recipe.mixup or recipe.cutmix else 1)  # mixing pairs images
-    size = recipe.batch_size
-    if size > len(images.train):
-        size = len(images.train) - len(images.train) % step
+    parts = world.size * config.accumulate
+    step = parts * (2 if config.mixup or config.cutmix else 1)  # mixing pairs images
+    size = config.batch_size
+    if size > images:
+        size = images - images % step
     if size % step or not size:
         down = max(size - size % step, step)
         raise UsageError(
-            f"--batch-size {size} cannot be dealt out evenly to {members.count} processes x {config.accumulate} "
+            f"--batch-size {size} cannot be dealt out evenly to {world.size} processes x {config.accumulate} "
             f"accumulation steps{' in pairs for mixup' if step > parts else ''}. Use {down} or {down + step}."
         )
     return size
 
 
-def check_warmup(recipe: Recipe, images: data.Data, config: AdaptConfig) -> None:
+def check_warmup(config: Config, images: int) -> None:
     """Refuse a fidelity that would still be rising in the last step.
 
     Raises:
         UsageError: With the number of steps.
     """
     warmup = config.fidelity_warmup
-    if warmup and warmup >= recipe.epochs:
-        raise UsageError(f"--fidelity-warmup {warmup:g} must be shorter than --epochs {recipe.epochs}.")
-    if not data.is_stream(images.train):
-        steps = min(len(images.train) // recipe.batch_size, config.limit_batches or sys.maxsize)
-        if warmup * steps > recipe.epochs * steps - 1:
-            raise UsageError(
-                f"--fidelity-warmup {warmup:g} ends after the last of {recipe.epochs * steps} steps, so --fidelity "
-                "would never be reached. Make it shorter."
-            )
-
-
-class Models:
-    """Builds the run's models from the checkpoint, all alike: same weights, same new head if there is one."""
-
-    def __init__(
-        self, source: checkpoint.Source, images: data.Data, config: AdaptConfig, recipe: Recipe, device: torch.device
-    ):
-        self.source, self.config, self.recipe, self.device = source, config, recipe, device
-        self.num_classes = images.num_classes
-        self.new_head = other_classes(source, images) != ""
-
-    def build(self, fidelity: float | None, own: bool = False) -> nn.Module:
-        """A model at `fidelity`; `own`: with the checkpoint's own learned fidelities, if it has some."""
-        random_seed(self.config.seed)  # a new head is drawn, and must be the same in every arm
-        keep = own or (fidelity == self.source.fidelity and self.source.learnable_fidelity is not None)
-        try:
-            model = checkpoint.build(
-                self.source,
-                num_classes=self.num_classes,
-                fidelity=None if keep else fidelity,
-                learnable_fidelity=None if own else self.config.learnable_fidelity,
-                img_size=self.config.img_size,
-                drop_path=self.recipe.drop_path,
-            )
-        except UnsupportedModelError as error:
-            raise CheckpointError(one_line(error)) from error
-        if self.new_head and self.num_classes == self.source.num_classes:
-            random_seed(self.config.seed)
-            model.reset_classifier(self.num_classes)  # type: ignore[operator]
-        return model.to(self.device)
-
-    def whole(self, sharded: nn.Module, fidelity: float) -> nn.Module:
-        """A model with the weights of a sharded one; all processes must call it."""
-        weights = parallel.gather_weights(sharded)
-        model = self.build(fidelity)
-        if weights:
-            model.load_state_dict(weights)
-        return model
-
-
-def other_classes(source: checkpoint.Source, images: data.Data) -> str:
-    """Why the checkpoint's head does not fit the data; "" if it does, or nothing speaks against it."""
-    if images.num_classes != source.num_classes:
-        return f"{source.num_classes} classes in checkpoint, {images.num_classes} in data"
-    ours, theirs = source.label_names, images.class_names
-    if ours and theirs and ours != theirs:
-        return f"classes {', '.join(ours[:3])}, ... in checkpoint, {', '.join(theirs[:3])}, ... in data"
-    return ""
-
-
-def settle_fidelity(config: AdaptConfig, source: checkpoint.Source) -> dict[str, Any]:
-    """Given values go first, then the checkpoint's own, then the paper's."""
-    learnable = config.learnable_fidelity or source.learnable_fidelity
-    if source.learnable_fidelity and learnable != source.learnable_fidelity:
+    if warmup and warmup >= config.epochs:
+        raise UsageError(f"--fidelity-warmup {warmup:g} must be shorter than --epochs {config.epochs}.")
+    steps = min(images // config.batch_size, config.limit_batches or sys.maxsize)
+    if warmup * steps > config.epochs * steps - 1:
         raise UsageError(
-            f"{source.label} has a fidelity learned per {source.learnable_fidelity}; --learnable-fidelity {learnable} "
-            "does not fit. Leave the option out to go on learning."
+            f"--fidelity-warmup {warmup:g} ends after the last of {config.epochs * steps} steps, so --fidelity "
+            "would never be reached. Make it shorter."
         )
-    own = source.fidelity if source.fidelity is not None else DEFAULT_FIDELITY
-    return {
-        "fidelity": config.fidelity if config.fidelity is not None else own,
-        "learnable_fidelity": learnable,
-    }
 
 
-def freeze_fidelity(model: nn.Module) -> None:
-    """The control stays plain softmax attention."""
-    set_fidelity(model, 0.0)
-    for owner in find_layers(model):
-        for holder in fidelity_holders(owner):
-            if isinstance(holder.fidelity, nn.Parameter):
-                holder.fidelity.requires_grad_(False)
-
-
-def choose_device(name: str | None, members: Processes) -> torch.device:
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if members.count > 1 and ":" in name:
-        raise UsageError(f"--device {name} would be shared by {members.count} processes: pass --device cuda or cpu.")
-    if name == "cuda":
-        name = f"cuda:{members.local_rank}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name} cannot be used here: {one_line(error)[:160]} Try --device cpu.") from error
-    return device
-
-
-def share_cores(config: AdaptConfig, device: torch.device) -> None:
-    """Computing threads get the cores that the loader processes leave: more of both than cores slow each other down."""
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        workers = data.default_workers() if config.workers is None else config.workers
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) - workers))
-
-
-def announce(session: Session, source: checkpoint.Source, images: data.Data, data_config: dict[str, Any]) -> None:
+def announce(parts: Parts) -> None:
     """Say what is about to happen."""
-    config, recipe, say = session.config, session.recipe, session.narrator.say
-    learnable = f", learnable per {config.learnable_fidelity}" if config.learnable_fidelity else ""
-    warmup = f", rising over {config.fidelity_warmup:g} epochs" if config.fidelity_warmup else ""
-    count = f"{session.processes.count} processes, " if session.processes.count > 1 else ""
-    say(f"checkpoint  {source.label} ({source.arch}), input {'x'.join(map(str, data_config['input_size']))}")
-    say(f"data        {images.label}: {images.num_classes} classes")
-    say(f"fidelity    {config.fidelity:g}{learnable}{warmup}")
+    context, config = parts.context, parts.context.config
+    say, world = context.console.say, context.world
+    size = "x".join(map(str, parts.data_config["input_size"]))
+    say(f"checkpoint  {parts.source.label} ({parts.source.arch}), input {size}")
+    say(f"data        {parts.datasets.label}: {parts.datasets.num_classes} classes")
+    for arm in parts.arms:
+        options = ", ".join(f"{name} {value}" for name, value in arm.options.items() if value is not None)
+        warmup = f", rising over {arm.warmup:g} epochs" if arm.warmup else ""
+        say(f"arm         {arm.name}{': ' if options else ''}{options}{warmup}")
+    count = f"{world.size} processes, " if world.size > 1 else ""
     say(
-        f"training    {recipe.epochs} epochs, batch {recipe.batch_size}, AdamW {session.lr:.2e}, seed {config.seed}, "
-        f"{count}{session.device}"
+        f"training    {config.epochs} epochs, batch {config.batch_size}, AdamW {config.lr:.2e}, seed {config.seed}, "
+        f"{count}{context.device}"
     )
-    if difference := other_classes(source, images):
-        say(f"head        initialised anew: {difference}")
+    if parts.models.new_head:
+        say(f"head        initialised anew: {parts.models.new_head}")
 
 
-def _arguments(session: Session, data_config: dict[str, Any], images: data.Data, earlier: dict[str, Any] | None) -> str:
-    resolved = {key: list(value) if isinstance(value, tuple) else value for key, value in data_config.items()}
-    versions = {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "timm", "timm-neutreno")},
-    }
-    values = {
-        **as_dict(session.config, session.recipe),
-        "lr": session.lr,
-        "device": session.device.type if session.processes.count > 1 else str(session.device),
-        "gpus": str(session.processes.count) if session.processes.count > 1 else None,
+def found_out(parts: Parts) -> dict[str, Any]:
+    """What args.yaml says beside the options."""
+    size, device = parts.context.world.size, parts.context.device
+    resolved = {key: list(value) if isinstance(value, tuple) else value for key, value in parts.data_config.items()}
+    return {
+        "device": device.type if size > 1 else str(device),
+        "gpus": str(size) if size > 1 else None,
         "data_config": resolved,
-        "class_names": images.class_names,
-        resume.FINGERPRINT: data.fingerprint(images),
-        "versions": versions,
+        "class_names": parts.datasets.class_names,
+        resume.FINGERPRINT: sources.fingerprint(parts.datasets),
     }
-    if earlier is not None:
-        values |= {"versions": earlier["versions"], "resumed": [*earlier.get("resumed", []), versions]}
-    return yaml.safe_dump(values, sort_keys=False)
 
 
-def save(model: nn.Module, directory: Path, data_config: dict[str, Any], images: data.Data) -> None:
-    """model.safetensors and config.json, which timm.create_model("local-dir:...") reads."""
+def evaluate_before(parts: Parts, evaluations: Evaluations) -> None:
+    """The checkpoint as it came, and each arm that does not start from the checkpoint's own function."""
+    context = parts.context
+    builders: dict[str, Callable[[], nn.Module]] = {
+        tables.CHECKPOINT: lambda: copy.deepcopy(parts.models.original).to(context.device)
+    }
+    for arm in parts.arms:
+        if not arm.exact_at_start:
+            builders[arm.name + tables.START] = lambda arm=arm: parts.models.build(arm)  # type: ignore[misc]
+    try:
+        for key, build in builders.items():
+            if key not in evaluations.rows:
+                model = build()
+                autocast = setup.autocast(context.config, context.device)
+                found = evaluate(model, parts.val, context.device, autocast, stop=context.stop)
+                evaluations.add(key, found, methods.summary(model))
+    except Interrupted as error:
+        raise Interrupted(f"{one_line(error)} Nothing was trained yet. {context.resume_line}") from error
+
+
+def train_arm(arm: Arm, parts: Parts, evaluations: Evaluations) -> None:
+    """Train one arm from the checkpoint, on the same images as every other, and save it."""
+    context = parts.context
+    if context.world.first:
+        files.make_directory(arm.directory)
+        files.remove_partial(arm.directory)
+    processes.broadcast(None)  # the others look into the folder when it is there
+    model, architecture = parts.models.build(arm), parts.models.architecture(arm)
+    trainer = Trainer(model, architecture, parts.teacher, parts.train(), parts.val, arm, context)
+    found = trainer.run()
+    full = parts.models.full_model(arm, setup.gather_weights(model)) if context.config.fsdp else model
+    if context.world.first:
+        if trainer.ema is not None:
+            save_model(trainer.ema, arm.directory / "ema", parts)
+        save_model(full, arm.directory, parts)
+    if trainer.ema is not None:
+        evaluations.add(arm.name + tables.EMA, found[EMA], methods.summary(trainer.ema))
+    evaluations.add(arm.name, found["raw"], methods.summary(full))
+
+
+def save_model(model: nn.Module, directory: Path, parts: Parts) -> None:
+    """model.safetensors and config.json, which timm.create_model("local-dir:...") reads; both complete or not there."""
     if any(not torch.isfinite(p).all() for p in model.parameters()):
         raise TrainingError(f"the trained weights are not finite. The last checkpoint is in {directory}; lower --lr.")
-    with run_directory.writing(directory / "model.safetensors"):
-        beside = directory / ".saving"
-        save_pretrained(model.eval(), beside, data_config=data_config, label_names=images.class_names, tag="neutreno")
-        for name in ("model.safetensors", "config.json"):
+    files.make_directory(directory)
+    names, beside = parts.datasets.class_names, directory / ".saving"
+    model.eval().to(memory_format=torch.contiguous_format)
+    with files.writing(directory / WEIGHTS[-1]):
+        shutil.rmtree(beside, ignore_errors=True)  # what a killed process had written
+        if is_patched(model):
+            save_pretrained(model, beside, data_config=parts.data_config, label_names=names, tag="neutreno")
+        else:
+            about: dict[str, Any] = {"pretrained_cfg": {"tag": CONTROL}, **({"label_names": names} if names else {})}
+            save_for_hf(model, str(beside), model_config=about, data_config=parts.data_config, safe_serialization=True)
+            shutil.copymode(beside / "config.json", beside / WEIGHTS[-1])
+        for name in WEIGHTS:
             (beside / name).replace(directory / name)
-        beside.rmdir()
+        shutil.rmtree(beside, ignore_errors=True)
 
 
-def report(
-    directory: Path, config: AdaptConfig, results: dict[str, Evaluation], model: nn.Module, new_head: bool, facts: dict
-) -> dict[str, Any]:
-    """Write similarity.png, results.json and README.md; return the result."""
-    results = {name: results[name] for name in summary.ORDER if name in results}
-    fidelities = _fidelities(config, results, model)
-    table = summary.rows(results, fidelities, new_head)
-    sentences = summary.verdict(results)
-    with run_directory.writing(directory / "similarity.png"):
-        plot_similarity({name: value.similarity for name, value in results.items()}, directory / "similarity.png")
-    notes = [
-        f"Checkpoint: {facts['checkpoint']}. Data: {facts['data']}, evaluated on {results[summary.ADAPTED].images} val "
-        f"images. {facts['epochs']} epochs, seed {facts['seed']}, {facts['device']}. Weights of the last epoch.",
-    ]
-    if facts["skipped_images"]:
-        notes.append(f"Unreadable images were passed over {facts['skipped_images']} times.")
-    text = summary.readme("NeuTRENO adaptation", table, sentences, str(directory), notes)
-    run_directory.write_text(directory / "README.md", text)
-    document = summary.document(results, fidelities, sentences, **facts)
-    for_card = {**document, "adapted": summary.ADAPTED, "table": [summary.HEADER, *table]}
-    run_directory.write_text(directory / "results.json", json.dumps(for_card, indent=2) + "\n")
-    document["table"] = summary.plain_table(table)
-    return document
+def conclude(parts: Parts, evaluations: Evaluations, directory: Path, seconds: float) -> RunResult:
+    """The first method's model goes to the run's root; the result is written and plotted."""
+    context = parts.context
+    main = next(arm for arm in parts.arms if arm.method)
+    for name in WEIGHTS:
+        files.write_atomic(directory / name, lambda beside, name=name: link(main.directory / name, beside))  # type: ignore[misc]
+    names = [arm.name for arm in parts.arms]
+    result = RunResult(
+        seed=context.config.seed, checkpoint=parts.source.label, data=parts.datasets.label, output=str(directory),
+        epochs=context.config.epochs, device=str(context.device), processes=context.world.size,
+        skipped_images=parts.datasets.skipped, new_head=bool(parts.models.new_head), seconds=seconds, arms=names,
+        main=main.name, models=evaluations.in_order(names), **checkpoint.origin(parts.source),
+    )  # fmt: skip
+    curves = {tables.label(key): row["similarity"] for key, row in result.models.items()}
+    with files.writing(directory / "similarity.png"):
+        plot_similarity(curves, directory / "similarity.png")
+    result.write(directory)
+    return result
 
 
-def _fidelities(config: AdaptConfig, results: dict[str, Evaluation], model: nn.Module) -> dict[str, str]:
-    learned = [h.fidelity for owner in find_layers(model) for h in fidelity_holders(owner)]
-    after = f"{config.fidelity:g}"
-    if config.learnable_fidelity:
-        flat = torch.cat([f.detach().flatten().cpu() for f in learned if isinstance(f, torch.Tensor)])
-        after = f"{flat.min():.2f} to {flat.max():.2f}"
-    values = {
-        summary.BEFORE: "-",
-        summary.UNADAPTED: f"{config.fidelity:g}",
-        summary.CONTROL: "0",
-        summary.ADAPTED: after,
-    }
-    values |= {arm + summary.AVERAGED: values[arm] for arm in (summary.CONTROL, summary.ADAPTED)}
-    return {name: values[name] for name in results}
+def link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,33 +1,88 @@
-"""How a model is run in training: its task, checkpointing, sharding, averaging, compiling, DDP; and its whole state."""
+"""On what and how models run: device, cores, precision, checkpointing, sharding, averaging, compiling, DDP."""
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
-from timm.task import ClassificationTask, LogitDistillationTask, TokenDistillationTask, TrainingTask
 from torch import nn
 
-from ..config import AdaptConfig, Recipe
+from ..config import Config
+from ..data.loaders import default_workers
 from ..errors import CheckpointError, UsageError, one_line
-from ..runtime.processes import Processes
+from ..runtime.console import Console
+from ..runtime.processes import World
+from ..runtime.signals import StopSignal
+from ..tasks import classification
+from . import methods
 
 
-def autocast(config: AdaptConfig, device: torch.device) -> AbstractContextManager:
+@dataclass(frozen=True)
+class RunContext:
+    """What all arms of a run share; `folder` is the one to name for resuming."""
+
+    config: Config
+    device: torch.device
+    world: World
+    console: Console
+    stop: StopSignal
+    folder: str
+
+    @property
+    def resume_line(self) -> str:
+        return f"Go on with: neutreno-adapt --resume {self.folder}"
+
+
+def choose_device(name: str | None, world: World) -> torch.device:
+    """The device of this process: the named one, or a GPU if there is one.
+
+    Raises:
+        UsageError: If it is not there, or would be shared by several processes.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if world.size > 1 and ":" in name:
+        raise UsageError(f"--device {name} would be shared by {world.size} processes: pass --device cuda or cpu.")
+    if name == "cuda":
+        name = f"cuda:{world.local_rank}"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name} cannot be used here: {one_line(error)[:160]} Try --device cpu.") from error
+    return device
+
+
+def set_up_device(config: Config, world: World) -> torch.device:
+    """Choose the device, and set the precision of its matrix products and the threads that compute on it.
+
+    On the CPU, computing threads get the cores that the loader processes leave: more of both than cores slow each
+    other down.
+    """
+    device = choose_device(config.device, world)
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        workers = default_workers() if config.workers is None else config.workers
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - workers))
+    return device
+
+
+def autocast(config: Config, device: torch.device) -> AbstractContextManager:
     """bfloat16 where the device has it; on the CPU only if asked for, where it is mostly slower."""
     wanted = config.amp if config.amp is not None else device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.autocast(device.type, dtype=getattr(torch, config.amp_dtype)) if wanted else nullcontext()
 
 
-def scaler(config: AdaptConfig, device: torch.device) -> torch.amp.GradScaler:
+def grad_scaler(config: Config, device: torch.device) -> torch.amp.GradScaler:
     """Scales the loss under float16, whose small gradients would vanish."""
     running = isinstance(autocast(config, device), torch.autocast) and config.amp_dtype == "float16"
     return torch.amp.GradScaler(device.type, enabled=running)
 
 
-def load_teacher(config: AdaptConfig, num_classes: int, device: torch.device) -> nn.Module | None:
+def load_teacher(config: Config, num_classes: int, device: torch.device) -> nn.Module | None:
     """The model of --teacher: a timm name, hf-hub:... or local-dir:...
 
     Raises:
@@ -47,25 +102,8 @@ def load_teacher(config: AdaptConfig, num_classes: int, device: torch.device) ->
     return teacher.eval().requires_grad_(False).to(device)
 
 
-def make_task(
-    model: nn.Module, teacher: nn.Module | None, recipe: Recipe, config: AdaptConfig, device: torch.device
-) -> TrainingTask:
-    """timm's task: classification, or distillation to the logits or, where there is one, the distillation token."""
-    criterion = {"smoothing": recipe.smoothing, "soft_targets": bool(recipe.mixup or recipe.cutmix)}
-    if teacher is None:
-        return ClassificationTask(model, criterion_kwargs=criterion, device=device, verbose=False)
-    weights: dict[str, Any] = dict(
-        task_loss_weight=1 - config.distill_weight, temperature=config.distill_temperature,
-        criterion_kwargs=criterion, device=device, verbose=False,
-    )  # fmt: skip
-    if hasattr(model, "set_distilled_training"):
-        return TokenDistillationTask(model, teacher, **weights)
-    return LogitDistillationTask(model, teacher, **weights)
-
-
 def prepare(
-    task: TrainingTask, model: nn.Module, recipe: Recipe, config: AdaptConfig, device: torch.device,
-    processes: Processes,
+    task: classification.TrainingTask, model: nn.Module, config: Config, device: torch.device, world: World
 ) -> None:  # fmt: skip
     """Put what was asked for around the task's model, in the order in which it works; `model` stays the raw module."""
     if config.grad_checkpointing:
@@ -75,15 +113,15 @@ def prepare(
     if config.fsdp:
         shard(model, config, device)
         return
-    if recipe.ema_decay:
-        task.setup_ema(decay=recipe.ema_decay, use_warmup=True)
+    if config.ema_decay:
+        task.setup_ema(decay=config.ema_decay, use_warmup=True)
     if config.compile:
         task.compile()
-    if processes.count > 1:
+    if world.size > 1:
         task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def shard(model: Any, config: AdaptConfig, device: torch.device) -> None:
+def shard(model: Any, config: Config, device: torch.device) -> None:
     """FSDP2: every block by itself, then the rest."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -99,8 +137,10 @@ def shard(model: Any, config: AdaptConfig, device: torch.device) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def states(model: nn.Module, optimizer: torch.optim.Optimizer, fsdp: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The whole state_dicts of model and optimizer; of a sharded model they are whole on rank 0 only."""
+def state_dicts(
+    model: nn.Module, optimizer: torch.optim.Optimizer, fsdp: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The complete state_dicts of model and optimizer; of a sharded model they are complete on rank 0 only."""
     if not fsdp:
         return model.state_dict(), optimizer.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
@@ -108,8 +148,8 @@ def states(model: nn.Module, optimizer: torch.optim.Optimizer, fsdp: bool) -> tu
     return get_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], fsdp: bool) -> None:
-    """Put the state_dicts of `states` back."""
+def load_state_dicts(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], fsdp: bool) -> None:
+    """Put back what `state_dicts` gave."""
     if not fsdp:
         model.load_state_dict(state["state_dict"])
         optimizer.load_state_dict(state["optimizer"])
@@ -123,7 +163,35 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str,
 
 
 def gather_weights(model: nn.Module) -> dict[str, Any]:
-    """The whole state_dict of a sharded model on rank 0, an empty one elsewhere."""
+    """The complete state_dict of a sharded model on rank 0, an empty one elsewhere."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def freeze_except(model: nn.Module, trainable: str) -> None:
+    """Freeze all but a part of a model; the head is trained with each part but "fidelity".
+
+    Args:
+        model: A ViT of timm, patched or not.
+        trainable: "all", "attention" (the layers with their strengths), "fidelity" (the learnable strengths) or "head".
+    """
+    if trainable == "all":
+        return
+    head = {id(p) for p in model.get_classifier().parameters()} if trainable != "fidelity" else set()  # type: ignore[operator]
+    strengths = {id(p) for p in methods.learned(model).values()} if trainable != "head" else set()
+    for name, parameter in model.named_parameters():
+        attention = trainable == "attention" and (".attn." in name or ".attn_" in name)
+        chosen = attention or id(parameter) in head | strengths
+        parameter.requires_grad_(parameter.requires_grad and chosen)
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """The most that was in use so far, in MiB: of the GPU's memory, or of this process's."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)

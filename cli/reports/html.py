@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from . import tables
+
 if TYPE_CHECKING:
     from timm_neutreno.smoothing import Smoothing
 
@@ -59,10 +61,7 @@ def _section(section: Section) -> str:
     parts += [f"<p>{escape(paragraph)}</p>\n" for paragraph in section.text]
     parts += [f'<img src="{_data_address(path)}" alt="{escape(words, quote=True)}">\n' for path, words in section.plots]
     if section.table:
-        header, *rows = section.table
-        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-        lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
-        table = f"<table>\n<tr>{head}</tr>\n{lines}</table>"
+        table = tables.html(section.table)
         state = "" if section.plots else " open"
         parts.append(f'<details{state}><summary>Numbers</summary>\n<div class="scroll">{table}</div></details>\n')
     return "".join(parts)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.console import Console
+from rich import console as rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
 
 
-class Narrator:
+class Console:
     """Says lines and shows bars.
 
     Args:
@@ -20,11 +20,15 @@ class Narrator:
 
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = rich.Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
         if not self.quiet:
             self.console.print(line, markup=False)
+
+    def warn(self, line: str) -> None:
+        """Also if quiet: what must not be missed."""
+        self.console.print(f"warning: {line}", markup=False)
 
     def track(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
         """Yield the items under a progress bar that disappears when they are through."""

@@ -1,24 +1,17 @@
-"""The run directory: never overwritten, and whatever is written is whole or not there."""
+"""Files of a run: never overwritten, and whatever is written is complete or not there."""
 
 from __future__ import annotations
 
 import os
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-
-from ..errors import DEAD_WORKER, CheckpointError, OutputError, UsageError
-
-LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "best.pth.tar"
+from ..errors import DEAD_WORKER, OutputError, UsageError
 
 
-def choose(output: str | None, model_name: str) -> Path:
+def choose_directory(output: str | None, model_name: str) -> Path:
     """The directory a run will make: the given one, or runs/<time>-<model>.
 
     Raises:
@@ -38,7 +31,7 @@ def choose(output: str | None, model_name: str) -> Path:
     return path
 
 
-def create(path: Path) -> Path:
+def make_directory(path: Path) -> Path:
     """Make the directory, and those above it."""
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -54,8 +47,9 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        if DEAD_WORKER in str(error):  # raised by a signal, wherever Python happens to be
+    except Exception as error:
+        full = isinstance(error, OSError | RuntimeError) or type(error).__name__ == "SafetensorError"  # on a full disk
+        if not full or DEAD_WORKER in str(error):  # torch raises this one by a signal, wherever Python happens to be
             raise
         cause = getattr(error, "strerror", None) or "the disk is full, or the file is too large"
         raise OutputError(
@@ -64,7 +58,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a file beside `path`, then rename it: `path` is the old one or the new one, never half.
 
     Raises:
@@ -80,69 +74,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda beside: beside.write_text(text))
+    write_atomic(path, lambda beside: beside.write_text(text))
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint that survives a crash of the machine."""
-
-    def write(beside: Path) -> None:
-        with beside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-
-    if path.name == LAST and path.exists():
-        keep = path.with_name(f".{PREVIOUS}.{os.getpid()}")
-        keep.unlink(missing_ok=True)
-        try:
-            os.link(path, keep)  # a second name: at no instant is there no whole checkpoint under LAST
-        except OSError:  # a file system without links
-            keep = path
-        with writing(path):
-            keep.replace(path.with_name(PREVIOUS))
-    write_whole(path, write)
-
-
-def load_checkpoint(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The newest whole checkpoint of an arm, and a sentence about those that are damaged.
-
-    Every byte is compared with the checksums that torch.save wrote.
-
-    Returns:
-        (state, warning); (None, None) if there is none yet.
-
-    Raises:
-        CheckpointError: If there are some and none is whole.
-    """
-    damaged = []
-    for name in (LAST, PREVIOUS):
-        path = directory / name
-        if not path.exists():
-            continue
-        if fault := _fault(path):
-            damaged.append(f"{path} is damaged ({fault})")
-            continue
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        warning = (
-            f"{'; '.join(damaged)}: going on from {path}, after {state['epoch'] + 1} whole epochs." if damaged else None
-        )
-        return state, warning
-    if damaged:
-        raise CheckpointError(f"{' and '.join(damaged)}. Nothing can be resumed; start anew with another --output.")
-    return None, None
-
-
-def _fault(path: Path) -> str | None:
-    try:
-        with zipfile.ZipFile(path) as file:
-            bad = file.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        return str(error) or "truncated"
-    return f"wrong checksum of {bad}" if bad else None
-
-
-def sweep(directory: Path) -> None:
+def remove_partial(directory: Path) -> None:
     """Remove what a killed process had half written."""
     for half in (*directory.glob(".*.pth.tar.*"), *directory.glob(".*.json.*"), *directory.glob(".*.csv.*")):
         half.unlink()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, one_line
+from . import files
 
 JSONL, CSV = "metrics.jsonl", "metrics.csv"
 FIRST = ("arm", "epoch", "step")  # say where a figure belongs; the other keys of a record are figures
@@ -50,11 +51,9 @@ class Loggers:
         Raises:
             OutputError: If metrics.jsonl or metrics.csv cannot be written.
         """
-        from . import files as run_directory  # imports torch
-
         self.records.append(record)
         path = self.directory / JSONL
-        with run_directory.writing(path), path.open("a") as file:
+        with files.writing(path), path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         _write_csv(self.directory, self.records)
         for name, other in list(self.others.items()):
@@ -112,13 +111,11 @@ def rewind(directory: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict
     Raises:
         OutputError: If the files cannot be written; they are as they were.
     """
-    from . import files as run_directory  # imports torch
-
     path = directory / JSONL
     if not path.exists():
         return []
     records = [record for record in _whole_lines(path) if keep(record)]
-    run_directory.write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+    files.write_text(path, "".join(json.dumps(record) + "\n" for record in records))
     _write_csv(directory, records)
     return records
 
@@ -135,8 +132,6 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _write_csv(directory: Path, records: list[dict[str, Any]]) -> None:
     """All records anew: a later one may have a figure that the earlier ones had not, and so a column."""
-    from . import files as run_directory  # imports torch
-
     plain = [{key: value for key, value in record.items() if not isinstance(value, list | dict)} for record in records]
     columns = dict.fromkeys([key for key in FIRST if any(key in record for record in plain)])
     columns |= dict.fromkeys(key for record in plain for key in record)
@@ -147,7 +142,7 @@ def _write_csv(directory: Path, records: list[dict[str, Any]]) -> None:
             table.writeheader()
             table.writerows(plain)
 
-    run_directory.write_whole(directory / CSV, write)
+    files.write_atomic(directory / CSV, write)
 
 
 def _figures(record: dict[str, Any]) -> dict[str, float]:

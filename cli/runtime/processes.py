@@ -23,18 +23,18 @@ SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasatt
 
 
 @dataclass(frozen=True)
-class Processes:
+class World:
     """This process among those of the run.
 
     Attributes:
         rank: Over all machines; 0 writes and speaks.
         local_rank: On this machine, which is the index of its GPU.
-        count: Of all processes.
+        size: Number of all processes.
     """
 
     rank: int = 0
     local_rank: int = 0
-    count: int = 1
+    size: int = 1
 
     @property
     def first(self) -> bool:
@@ -69,7 +69,7 @@ def first_host(nodelist: str) -> str:
 
 
 def rank() -> int:
-    """Of this process, also before `join`."""
+    """Of this process, also before `init`."""
     return int(environment(os.environ).get("RANK", 0))
 
 
@@ -77,7 +77,7 @@ def in_worker() -> bool:
     return bool(environment(os.environ))
 
 
-def join(device: str | None) -> Processes:
+def init(device: str | None) -> World:
     """Meet the other processes, if there are some.
 
     Raises:
@@ -85,7 +85,7 @@ def join(device: str | None) -> Processes:
     """
     variables = environment(os.environ)
     if int(variables.get("WORLD_SIZE", 1)) < 2:
-        return Processes()
+        return World()
     missing = {"MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"} - set(variables)
     if missing:
         raise UsageError(
@@ -94,7 +94,7 @@ def join(device: str | None) -> Processes:
     import torch
     import torch.distributed as dist
 
-    found = Processes(int(variables["RANK"]), int(variables["LOCAL_RANK"]), int(variables["WORLD_SIZE"]))
+    found = World(int(variables["RANK"]), int(variables["LOCAL_RANK"]), int(variables["WORLD_SIZE"]))
     on_gpu = not (device or "").startswith("cpu") and torch.cuda.is_available()
     if on_gpu:
         if found.local_rank >= torch.cuda.device_count():
@@ -112,7 +112,7 @@ def join(device: str | None) -> Processes:
     return found
 
 
-def leave() -> None:
+def shutdown() -> None:
     """After a run that ended well: everybody is done, so the group can go."""
     import torch.distributed as dist
 
@@ -121,7 +121,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def agree(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Rank 0's value, in every process."""
     import torch.distributed as dist
 
@@ -132,7 +132,7 @@ def agree(value: Any) -> Any:
     return box[0]
 
 
-def collect(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
     """The values of all processes, by rank, in every process."""
     import torch.distributed as dist
 
@@ -143,7 +143,7 @@ def collect(value: Any) -> list[Any]:
     return values
 
 
-def may_speak() -> bool:
+def claims_first_error() -> bool:
     """Whether this process is the first to report an error, so that one error of 64 processes is one line."""
     if "torch" not in sys.modules:
         return rank() == 0
@@ -157,7 +157,7 @@ def may_speak() -> bool:
         return rank() == 0
 
 
-def lost_contact(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether the error only says that another process ended."""
     import torch.distributed as dist
 

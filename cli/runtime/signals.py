@@ -12,7 +12,7 @@ from . import processes
 SIGNALS = [getattr(signal, name) for name in processes.SIGNALS]
 
 
-class Stop:
+class StopSignal:
     """Whether the run has been asked to stop, and by what.
 
     Args:
@@ -42,7 +42,7 @@ class Stop:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def installed(self) -> Iterator[None]:
         """Take the signals, and give them back. One that is ignored (nohup, a background job) stays ignored."""
         taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self.receive) for number in taken}
@@ -53,7 +53,7 @@ class Stop:
                 signal.signal(number, handler)
 
 
-def in_loader_worker(index: int) -> None:
+def init_loader_worker(index: int) -> None:
     """Ctrl-C reaches every process of the terminal: the main one decides when a loader worker ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in SIGNALS[1:]:

@@ -66,4 +66,4 @@ def test_a_pull_request_is_against_main(fails, saved):
 @pytest.mark.parametrize("given", [{"private": True}, {"revision": "x"}, {"create_pr": True}])
 def test_options_of_a_push_that_was_not_asked_for(given):
     with pytest.raises(UsageError, match="are for --push-to-hub"):
-        config.check_config(config.AdaptConfig(**given))
+        config.check(config.Config(**given))

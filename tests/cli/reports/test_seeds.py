@@ -12,7 +12,7 @@ from timm_neutreno_cli.errors import UsageError
 from timm_neutreno_cli.reports.seeds import T_975, contains_zero, paired, readme, summarise, t_quantile, table
 from timm_neutreno_cli.reports.summary import ADAPTED, BEFORE, CONTROL
 
-EMA = "NeuTRENO, adapted, EMA"
+EMA = "neutreno/ema"
 FIGURES = st.floats(-100, 100, allow_nan=False)
 PAIRS = st.lists(st.tuples(FIGURES, FIGURES), min_size=2, max_size=40)
 

@@ -1,25 +1,75 @@
-"""`--config run.yaml`: options from a file. Command line, then NEUTRENO_<OPTION>, then the file, then the default.
+"""The command line, made from config.py's table; and `--config run.yaml`, options from a file.
 
-Typer looks options up in that order by itself; this only tells it the prefix and reads the file into its `default_map`.
-A run's own args.yaml is such a file too, so that a run can be repeated.
+Command line, then NEUTRENO_<OPTION>, then the file, then the default: Typer looks in that order by itself, this only
+tells it the prefix and reads the file into its `default_map`. A run's own args.yaml is such a file too.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from .errors import UsageError, one_line
+from .. import config as settings
+from ..config import ONCE, OPTIONS, Config
+from ..errors import UsageError, one_line
 
 WRITTEN_BY_A_RUN = "versions"  # the key by which args.yaml is known from a file that a person wrote
-# a repeated run has its own folder, says what it is asked to say, and publishes nothing that it was not asked to
-NOT_REPEATED = {"output", "quiet", "json", "resume", "dry_run", "push_to_hub", "private", "revision", "create_pr"}
 
 
-def load(ctx: typer.Context, path: str | None) -> str | None:
+def takes_config(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a Typer command of a function `(config, **own)`: it gets an option for each field of Config.
+
+    Args:
+        names: Only these fields; all of them if there are none.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+
+        def command(ctx: typer.Context, **values: Any) -> None:
+            given = {name: value for name, value in values.items() if name in OPTIONS and is_given(ctx, name)}
+            parsed = {name: parse(value) if (parse := OPTIONS[name].parse) else value for name, value in given.items()}
+            function(settings.from_given(parsed), **{item.name: values[item.name] for item in own})
+
+        parameters = [_parameter(item) for item in fields(Config) if item.name in (names or OPTIONS)]
+        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        # Typer reads names, types and defaults from the signature
+        own = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
+        command.__signature__ = inspect.Signature([context, *own, *parameters])  # type: ignore[attr-defined]
+        command.__doc__, command.__name__ = function.__doc__, function.__name__
+        return command
+
+    return decorate
+
+
+def is_given(ctx: typer.Context, name: str) -> bool:
+    """Whether an option's value comes from a person: command line, environment or file."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _parameter(item: Any) -> inspect.Parameter:
+    """A field as Typer wants it."""
+    option, kind, default = OPTIONS[item.name], get_type_hints(Config)[item.name], settings.default(item)
+    if get_origin(kind) in (list, dict):
+        kind, default = list[str] | None, None
+    elif option.recipe:
+        kind, default = kind | None, None
+    flags = option.flags or ((settings.flag(item.name),) if kind is bool and default is False else ())
+    low = int(option.range[1:].split(",")[0]) if option.range and int in (kind, *get_args(kind)) else None
+    made = typer.Option(*flags, help=option.help, rich_help_panel=option.panel, show_envvar=False, min=low)
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
+    )
+
+
+def read_file(ctx: typer.Context, path: str | None) -> str | None:
     """Callback of --config, which is eager: the file's values become the defaults of the options that follow.
 
     Args:
@@ -32,31 +82,18 @@ def load(ctx: typer.Context, path: str | None) -> str | None:
     ctx.auto_envvar_prefix = "NEUTRENO"  # here and not in the app's settings, where --help would list a variable a line
     if path is None or ctx.resilient_parsing:
         return path
-    options = _options(ctx)
+    known = _options(ctx)
     values = _read(path)
     if WRITTEN_BY_A_RUN in values:
-        values = {key: value for key, value in flatten(values).items() if key in options}
+        values = {key: value for key, value in values.items() if key in OPTIONS and OPTIONS[key].resume != ONCE}
     for key, value in values.items():
-        if key not in options:
-            raise UsageError(f"{path}: unknown key {key!r}.{_suggestion(key, list(options))}")
+        if key not in known:
+            raise UsageError(f"{path}: unknown key {key!r}.{_suggestion(key, list(known))}")
         if value is not None:
-            values[key] = _checked(ctx, options[key], key, value, path)
-    given = {options[key].name: value for key, value in values.items()}
+            values[key] = _checked(ctx, known[key], key, value, path)
+    given = {known[key].name: value for key, value in values.items() if value is not None}
     ctx.default_map = {**(ctx.default_map or {}), **given}
     return path
-
-
-def flatten(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The options that repeat the run which wrote these arguments; what no option takes is still among them."""
-    values = {key: value for key, value in arguments.items() if key not in NOT_REPEATED}
-    recipe = values.pop("recipe", None)
-    if isinstance(recipe, dict):
-        # recipe.lr is for a batch of 512 and belongs to the recipe's name; the option --lr is the rate of this run
-        values |= {key: value for key, value in recipe.items() if key not in ("name", "lr")}
-        values["recipe"] = recipe.get("name")
-    if "val_fraction" in values and values.get("val_split") == "validation":
-        values["val_split"] = values["val_fraction"]  # one option, --val-split, is the name or the fraction
-    return values
 
 
 def _options(ctx: typer.Context) -> dict[str, Any]:
