@@ -80,6 +80,7 @@ class Config:
     # fmt: off
     checkpoint: str = _option("demo", "demo, a timm name (deit_tiny), hf-hub:..., local-dir:..., a folder, or a file of weights.", MODEL)
     arch: str | None = _option(None, "timm name of a file's architecture, if the file does not say.", MODEL)
+    weights: str | None = _option(None, "raw or ema, of a file that has both. (default: ema, where there is one)", MODEL, choices=("raw", "ema"))
     model_kwargs: dict[str, Any] = _option({}, "key=value for the model's constructor; repeat.", MODEL, parse=parse_pairs)
     img_size: int | None = _option(None, "Another input size; the position embedding is resampled.", MODEL, range="[1, inf)")
     data: str | None = _option(None, "Folder with train/ and val/, folder of class folders, or torch/..., hfds/... (default: the embedded digits)", DATA)

@@ -216,7 +216,7 @@ for name in ("hf-hub:alice/old", "hf-hub:alice/old@v1"):
     torch.testing.assert_close(m({pixels})[0], torch.tensor([-1.399334, 0.261924]), rtol=1e-4, atol=1e-4)
 print(m.pretrained_cfg["label_names"], m._model_args["learnable_fidelity"])
 try:
-    checkpoint.find("hf-hub:alice/old@nope")
+    checkpoint.resolve_checkpoint("hf-hub:alice/old@nope")
 except errors.HubError as error:
     print(error)
 """

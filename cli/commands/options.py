@@ -33,7 +33,8 @@ def takes_config(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
 
         def command(ctx: typer.Context, **values: Any) -> None:
-            given = {name: value for name, value in values.items() if name in OPTIONS and is_given(ctx, name)}
+            known = {name: value for name, value in values.items() if name in OPTIONS and value is not None}
+            given = {name: value for name, value in known.items() if is_given(ctx, name)}
             parsed = {name: parse(value) if (parse := OPTIONS[name].parse) else value for name, value in given.items()}
             function(settings.from_given(parsed), **{item.name: values[item.name] for item in own})
 

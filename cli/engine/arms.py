@@ -92,6 +92,7 @@ class Models:
     Attributes:
         original: The checkpoint as it came, on the CPU.
         new_head: Why its head was initialised anew; "" if it was not.
+        learned: The strengths that the checkpoint has learned, by their names in the state_dict.
     """
 
     def __init__(self, source: checkpoint.Source, datasets: Datasets, config: Config, device: torch.device):
@@ -106,7 +107,7 @@ class Models:
         if self.new_head and datasets.num_classes == source.num_classes:
             random_seed(config.seed)
             self.original.reset_classifier(datasets.num_classes)  # type: ignore[operator]
-        self.given = config.method_options
+        self.learned = {**source.learned, **methods.learned(self.original)}
 
     def build(self, arm: Arm) -> nn.Module:
         """The arm's model as its training starts, on the device.
@@ -115,7 +116,6 @@ class Models:
             CheckpointError: If the method cannot be applied to the architecture.
         """
         model = copy.deepcopy(self.original)
-        learned = methods.learned(model) if is_patched(model) else {}
         if is_patched(model):
             unpatch(model)
         if arm.method:
@@ -124,9 +124,12 @@ class Models:
             except UnsupportedModelError as error:
                 raise CheckpointError(one_line(error)) from error
             own = methods.learned(model)
-            for name, value in learned.items():  # what the checkpoint has learned, unless another start is given
-                if name in own and name.rpartition(".")[2] not in self.given:
-                    own[name].data.copy_(value.data)
+            for name, value in self.learned.items():  # what the checkpoint has learned, unless it starts elsewhere
+                strength = name.rpartition(".")[2]
+                if name in own and arm.options[strength] == self.source.options.get(strength, arm.options[strength]):
+                    if own[name].shape != value.shape:
+                        raise CheckpointError(f"{name} was learned per head or layer, and not as it is asked for now.")
+                    own[name].data.copy_(value.detach())
         return model.to(self.device)
 
     def full_model(self, arm: Arm, weights: dict[str, Any]) -> nn.Module:

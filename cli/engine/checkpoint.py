@@ -20,12 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
-from timm.models import (
-    get_arch_pretrained_cfgs,
-    get_pretrained_cfg_value,
-    load_state_dict,
-    split_model_name_tag,
-)
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg_value, split_model_name_tag
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
@@ -34,6 +29,7 @@ from timm_neutreno import demo
 from timm_neutreno.twins import base_name, twin_name
 
 from ..errors import CheckpointError, HubError, UsageError, one_line
+from . import weights as weight_files
 
 SHORT_NAMES = {f"deit_{size}": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -50,6 +46,9 @@ class Source:
         overlay: Entries that replace those of the cfg, such as the file with the weights.
         model_args: Constructor arguments that the weights were made with, the method's among them.
         num_classes: Size of the checkpoint's head.
+        weights: The tensors of a file, under the model's names; None if timm is to find them.
+        learned: The strengths among them, which a plain model has no place for.
+        notes: What a reader should know of them.
     """
 
     label: str
@@ -58,6 +57,9 @@ class Source:
     overlay: dict[str, Any] = field(default_factory=dict)
     model_args: dict[str, Any] = field(default_factory=dict)
     num_classes: int = 1000
+    weights: dict[str, Tensor] | None = field(default=None, repr=False)
+    learned: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def method(self) -> str | None:
@@ -82,7 +84,9 @@ class Source:
         return "demo" if self.label == "demo" else self.arch
 
 
-def resolve_checkpoint(checkpoint: str, arch: str | None = None, model_kwargs: dict[str, Any] | None = None) -> Source:
+def resolve_checkpoint(
+    checkpoint: str, arch: str | None = None, model_kwargs: dict[str, Any] | None = None, weights: str | None = None
+) -> Source:
     """Find out what a checkpoint is.
 
     Args:
@@ -90,13 +94,17 @@ def resolve_checkpoint(checkpoint: str, arch: str | None = None, model_kwargs: d
             config.json, or a file of weights.
         arch: The timm name of a file's architecture, where the file does not say it.
         model_kwargs: Constructor arguments beyond the name.
+        weights: "raw" or "ema", of a file that has both.
 
     Raises:
+        UsageError: If `weights` is given for what is not a file.
         CheckpointError: If it does not exist, cannot be read, or its architecture is unknown or not supported.
         HubError: If it is on the Hub and cannot be had.
     """
     kwargs = dict(model_kwargs or {})
     path = Path(checkpoint).expanduser()
+    if weights and not path.is_file():
+        raise UsageError(f"--weights {weights} chooses between the weights in one file, and {checkpoint} is no file.")
     if checkpoint == "demo":
         return _from_directory(Path(demo.__file__).parent, "demo", kwargs)
     if checkpoint.startswith("local-dir:"):
@@ -106,7 +114,7 @@ def resolve_checkpoint(checkpoint: str, arch: str | None = None, model_kwargs: d
     if path.is_dir():
         return _from_directory(path, checkpoint, kwargs)
     if path.is_file():
-        return _from_file(path, arch, kwargs)
+        return _from_file(path, arch, kwargs, weights)
     if "/" in checkpoint or checkpoint.endswith(FILE_ENDINGS):
         raise CheckpointError(f"no such file or folder: {checkpoint}. For a repository on the Hub: hf-hub:OWNER/NAME.")
     return _from_name(checkpoint, kwargs)
@@ -165,24 +173,36 @@ def _from_hub(checkpoint: str, kwargs: dict[str, Any]) -> Source:
     return _from_config(checkpoint, cfg, arch, args or {}, kwargs)
 
 
-def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any]) -> Source:
+def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any], which: str | None) -> Source:
     """A file of weights: what it is comes from --arch, from a config.json beside it, or from timm's CheckpointSaver."""
     config = path.parent / "config.json"
-    weights = read_weights(path)
+    saved = weight_files.read(path)
+    tensors, notes = weight_files.choose(saved, path, which)
     if not arch and config.is_file() and "architecture" in json.loads(config.read_text()):
         source = _from_directory(path.parent, str(path), kwargs)
-        return replace(source, overlay={"source": "", "file": str(path)})
-    recorded_arch, args, preprocessing = _recorded_arguments(path)
-    arch = arch or recorded_arch
-    if not arch:
-        raise CheckpointError(f"{path} does not say which model its weights are for. Say it with --arch, a timm name.")
-    arch = _known(arch, f" (for {path})")
-    args = {**args, **kwargs}
-    head = _head_size(weights, arch)
-    overlay: dict[str, Any] = {"file": str(path), "num_classes": head or 0, **preprocessing}
-    if img_size := args.get("img_size"):
-        overlay["input_size"] = (3, img_size, img_size) if isinstance(img_size, int) else (3, *img_size)
-    return Source(str(path), arch, None, overlay, args, head or 0)
+        overlay: dict[str, Any] = {"source": "", "file": str(path)}
+    else:
+        recorded_arch, args, preprocessing = _recorded_arguments(saved)
+        arch = arch or recorded_arch
+        if not arch:
+            raise CheckpointError(
+                f"{path} does not say which model its weights are for: say it with --arch, timm's name."
+            )
+        arch = _known(arch, f" (for {path})")
+        args = {**args, **kwargs}
+        overlay = {"file": str(path), **preprocessing}
+        if img_size := args.get("img_size"):
+            overlay["input_size"] = (3, img_size, img_size) if isinstance(img_size, int) else (3, *img_size)
+        source = Source(str(path), arch, model_args=args)
+    named, more = weight_files.without_prefix(tensors, source.arch, str(path), which)
+    learned = {key: named.pop(key) for key in list(named) if weight_files.is_strength(key)}
+    if learned:
+        some = weight_files.some(list(learned))
+        more.append(f"learned strengths are used if the model learns them, else left out ({some})")
+    if not source.pretrained_cfg:
+        head = _head_size(named, source.arch) or 0
+        overlay, source = {**overlay, "num_classes": head}, replace(source, num_classes=head)
+    return replace(source, overlay=overlay, weights=named, learned=learned, notes=(*notes, *more))
 
 
 def origin(source: Source) -> dict[str, str | None]:
@@ -200,40 +220,16 @@ def origin(source: Source) -> dict[str, str | None]:
     }
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file, unwrapped (module., _orig_mod., EMA, `model` and `state_dict` keys).
-
-    Raises:
-        CheckpointError: If the file is not weights, or damaged.
-    """
-    try:
-        weights = load_state_dict(str(path))
-    except Exception as error:  # every format has its own exceptions for a damaged file
-        raise CheckpointError(
-            f"cannot read the weights in {path}: {one_line(error)[:200]}. The file may be truncated or no checkpoint; "
-            "compare its size with the original."
-        ) from error
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(
-            f"{path} holds no state_dict: expected tensors by name, as torch.save or safetensors write."
-        )
-    return weights
-
-
-def _recorded_arguments(path: Path) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
+def _recorded_arguments(saved: Any) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
     """What timm's CheckpointSaver wrote beside the weights: arch, constructor arguments, preprocessing."""
-    if path.suffix == ".safetensors":
-        return None, {}, {}
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(saved, dict):
+    if not isinstance(saved.get("arch"), str):
         return None, {}, {}
     args = vars(saved["args"]) if isinstance(saved.get("args"), argparse.Namespace) else {}
     model_args = dict(args.get("model_kwargs") or {})
     if args.get("img_size"):
         model_args.setdefault("img_size", args["img_size"])
     preprocessing = {key: args[key] for key in ("mean", "std", "interpolation", "crop_pct") if args.get(key)}
-    return saved.get("arch"), model_args, preprocessing
+    return saved["arch"], model_args, preprocessing
 
 
 def _head_size(weights: dict[str, Tensor], arch: str) -> int | None:
@@ -267,15 +263,23 @@ def build(
     """
     given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path}
     kwargs = {**source.model_args, **{key: value for key, value in given.items() if value is not None}}
-    with weight_errors(source), hub_errors(source.label):
-        return timm.create_model(
+    overlay = source.overlay
+    if pretrained and source.weights is not None:  # timm would choose of several by itself, and know fewer prefixes
+        overlay = {**overlay, "source": "", "file": None, "state_dict": dict(source.weights)}
+    with weight_errors(source), hub_errors(source.label), weight_files.compared(source.label, source.arch):
+        model = timm.create_model(
             twin_name(source.arch) if source.method else source.arch,
             pretrained=pretrained,
             pretrained_cfg=source.pretrained_cfg,
-            pretrained_cfg_overlay=source.overlay or None,
+            pretrained_cfg_overlay=overlay or None,
             pretrained_model_args=source.model_args,
             **kwargs,
         )
+        if pretrained and source.learned and source.options.get("learnable_fidelity"):
+            weight_files.load_strengths(model, source.learned)
+    if "state_dict" in overlay:
+        weight_files.forget(model)
+    return model
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from ..runtime.processes import World
 from ..tasks import classification
 from . import checkpoint, methods, resume, setup
 from .evaluate import evaluate
-from .run import EVAL_BATCH, WEIGHTS
+from .extension import WEIGHTS
+from .run import EVAL_BATCH
 
 
 def evaluate_model(name: str, given: Config) -> dict[str, Any]:
@@ -39,6 +41,8 @@ def evaluate_model(name: str, given: Config) -> dict[str, Any]:
     config = replace(config, **{field: getattr(given, field) for field in given.given})
     device = setup.set_up_device(config, World())
     source = checkpoint.resolve_checkpoint(name)
+    for note in source.notes:
+        print(f"weights: {note}", file=sys.stderr)
     datasets = sources.open_datasets(config)
     mismatch = classification.head_mismatch(
         source.num_classes, source.label_names, datasets.num_classes, datasets.class_names

@@ -12,17 +12,17 @@ from torch import nn
 
 from ..data.loaders import BatchLoader
 from ..data.sources import Datasets
-from ..reports.results import EVALUATIONS, RESULTS
+from ..reports.results import EVALUATIONS
 from ..runtime.loggers import CSV, JSONL
 from . import setup
 from .arms import Arm, Models
-from .resume import ARGUMENTS
+from .extension import WEIGHTS
+from .resume import ARGUMENTS, RESULTS
 from .setup import RunContext
 from .state import BEST, LAST, PREVIOUS
 from .trainer import Trainer
 
 STEPS = 3  # measured, after one that warms up
-WEIGHTS = ("model.safetensors", "config.json")
 OF_THE_RUN = (ARGUMENTS, EVALUATIONS, RESULTS, "README.md", "similarity.png", *WEIGHTS)
 OF_AN_ARM = (*WEIGHTS, LAST, PREVIOUS, BEST, JSONL, CSV)
 

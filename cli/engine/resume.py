@@ -10,11 +10,13 @@ from typing import Any
 
 import yaml
 
-from ..config import Config, changes, flag, from_yaml, resumed, to_yaml
+from ..config import OPTIONS, Config, changes, flag, from_yaml, resumed, to_yaml
 from ..errors import CheckpointError, UsageError, one_line
+from ..reports.results import RESULTS as RESULTS
 from ..runtime import files
 
 ARGUMENTS, FINGERPRINT = "args.yaml", "data_fingerprint"
+EPOCHS_BEFORE = "epochs_before"  # the numbers of epochs that the run was planned for before this one
 
 
 def find_run(config: Config) -> Config:
@@ -33,7 +35,17 @@ def find_run(config: Config) -> Config:
     if config.resume is None:
         return config
     own = from_yaml(read_arguments(Path(config.resume)))
-    _refuse(config, {flag(name): pair for name, pair in changes(config, own).items()})
+    changed = changes(config, own)
+    epochs = own.epochs, config.epochs
+    if (Path(config.resume) / RESULTS).exists():
+        if "epochs" in changed and epochs[1] > epochs[0]:  # the one change that makes a finished run go on
+            del changed["epochs"]
+        if changed:
+            raise UsageError(
+                f"--resume {config.resume}: the run is finished, and {_differences(changed)}. More --epochs would make "
+                "it go on; for anything else start another run, with another --output."
+            )
+    _refuse(config, changed)
     return resumed(config, own)
 
 
@@ -67,6 +79,8 @@ def write_arguments(directory: Path, config: Config, facts: dict[str, Any]) -> N
     if (directory / ARGUMENTS).exists():
         earlier = read_arguments(directory)
         values |= {"versions": earlier["versions"], "resumed": [*earlier.get("resumed", []), versions]}
+        plans = [*earlier.get(EPOCHS_BEFORE, []), *([earlier["epochs"]] if earlier["epochs"] != config.epochs else [])]
+        values |= {EPOCHS_BEFORE: plans} if plans else {}
     files.write_text(directory / ARGUMENTS, yaml.safe_dump(values, sort_keys=False))
 
 
@@ -77,18 +91,23 @@ def check_data(config: Config, now: dict[str, Any]) -> None:
         UsageError: With what differs, without --allow-changes.
     """
     then = read_arguments(Path(config.resume or "")).get(FINGERPRINT, {})
-    _refuse(
-        config, {name: (then.get(name), now.get(name)) for name in {**then, **now} if then.get(name) != now.get(name)}
-    )
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    _refuse(config, {name: (then.get(name), now.get(name)) for name in names})
 
 
 def _refuse(config: Config, changed: dict[str, tuple[Any, Any]]) -> None:
     if not changed or config.allow_changes:
         return
-    parts = [f"{name} {_short(then)} in the run, {_short(now)} now" for name, (then, now) in changed.items()]
     raise UsageError(
-        f"--resume {config.resume}: {'; '.join(parts)}. Leave it as it was, or pass --allow-changes to go on all the "
-        "same; the run then is not what either setting alone would give."
+        f"--resume {config.resume}: {_differences(changed)}. Leave it as it was, or pass --allow-changes to go on all "
+        "the same; the run then is not what either setting alone would give."
+    )
+
+
+def _differences(changed: dict[str, tuple[Any, Any]]) -> str:
+    names = {name: flag(name) if name in OPTIONS else name for name in changed}
+    return "; ".join(
+        f"{names[name]} {_short(then)} in the run, {_short(now)} now" for name, (then, now) in changed.items()
     )
 
 

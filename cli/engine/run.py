@@ -27,21 +27,21 @@ from ..config import Config, check, resolve
 from ..data import loaders, sources
 from ..errors import CliError, Interrupted, TrainingError, UsageError, one_line
 from ..reports import seeds, tables
-from ..reports.results import RESULTS, Evaluations, RunResult
+from ..reports.results import Evaluations, RunResult
 from ..runtime import files, processes
 from ..runtime.console import Console
 from ..runtime.processes import World
 from ..runtime.signals import StopSignal
-from . import checkpoint, hub, methods, plan, resume, setup
+from . import checkpoint, extension, hub, methods, plan, resume, setup
 from .arms import CONTROL, Arm, Models, list_arms
 from .evaluate import evaluate
+from .extension import WEIGHTS
 from .failures import translate_error
 from .setup import RunContext
 from .state import EMA
 from .trainer import Trainer
 
 EVAL_BATCH = 128  # at most; fixed, so that the figures do not depend on the number of processes
-WEIGHTS = ("config.json", "model.safetensors")  # in the order in which they are put in place
 
 Printed = tuple[dict[str, Any], str]  # a result as --json prints it, and as text
 
@@ -89,7 +89,7 @@ def run_seeds(config: Config, world: World, stop: StopSignal) -> Printed:
     if not world.first:
         return {}, ""
     document = {**seeds.summarise(documents), "output": str(directory)}
-    files.write_text(directory / RESULTS, json.dumps(document, indent=2) + "\n")
+    files.write_text(directory / resume.RESULTS, json.dumps(document, indent=2) + "\n")
     files.write_text(directory / "README.md", seeds.readme(document))
     return document, seeds.text(document)
 
@@ -112,7 +112,8 @@ class Parts:
 def run_one(config: Config, world: World, stop: StopSignal, folder: str | None = None) -> Printed:
     """One seed: the story in order. `folder` is the one to name for resuming, if not the run's own."""
     start = time.perf_counter()
-    if config.resume and (finished := processes.broadcast(RunResult.read(Path(config.resume)))):
+    finished = processes.broadcast(RunResult.read(Path(config.resume))) if config.resume else None
+    if finished and finished.epochs == config.epochs:
         return finished.document(), finished.text()
     parts, directory = prepare(config, world, stop, folder)
     config = parts.context.config
@@ -124,11 +125,17 @@ def run_one(config: Config, world: World, stop: StopSignal, folder: str | None =
     if world.first:
         files.make_directory(directory)
         files.remove_partial(directory)
+        if finished:
+            kept = extension.keep_results(directory, finished.epochs)
+            parts.context.console.say(
+                f"longer      {finished.epochs} epochs are done, {config.epochs} asked for: every arm goes on from its "
+                f"last.pth.tar with the learning rates of {config.epochs} epochs; the results so far are in {kept}"
+            )
         resume.write_arguments(directory, config, found_out(parts))
     evaluations = Evaluations(directory, world.first)
     evaluate_before(parts, evaluations)
     for arm in parts.arms:
-        if not processes.broadcast(arm.name in evaluations.rows and (arm.directory / WEIGHTS[-1]).exists()):
+        if not processes.broadcast(arm.name in evaluations.rows and extension.is_trained(arm, config.epochs)):
             train_arm(arm, parts, evaluations)
     if not world.first:
         return {}, ""
@@ -142,7 +149,7 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
     device = setup.set_up_device(config, world)
     if config.push_to_hub and world.first:
         hub.check_target(hub.target(config))
-    source = checkpoint.resolve_checkpoint(config.checkpoint, config.arch, config.model_kwargs)
+    source = checkpoint.resolve_checkpoint(config.checkpoint, config.arch, config.model_kwargs, config.weights)
     datasets = sources.open_datasets(config)
     config = resolve(replace(config, batch_size=fit_batch(config, len(datasets.train), world)))
     check_warmup(config, len(datasets.train))
@@ -152,6 +159,8 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
         resume.check_data(config, sources.fingerprint(datasets))
     directory = run_directory(config, source.name, world)
     arms = list_arms(config, source, directory)
+    if config.resume and resume.read_arguments(directory)["epochs"] != config.epochs:
+        extension.check(arms, config.epochs)
     first = next(arm for arm in arms if arm.method)
     fidelity = first.options.get("fidelity", config.fidelity)
     config = replace(config, method=[arm.name for arm in arms if arm.method], fidelity=fidelity)
@@ -222,6 +231,8 @@ def announce(parts: Parts) -> None:
     say, world = context.console.say, context.world
     size = "x".join(map(str, parts.data_config["input_size"]))
     say(f"checkpoint  {parts.source.label} ({parts.source.arch}), input {size}")
+    for note in parts.source.notes:
+        say(f"weights     {note}")
     say(f"data        {parts.datasets.label}: {parts.datasets.num_classes} classes")
     for arm in parts.arms:
         options = ", ".join(f"{name} {value}" for name, value in arm.options.items() if value is not None)
@@ -278,6 +289,8 @@ def train_arm(arm: Arm, parts: Parts, evaluations: Evaluations) -> None:
     processes.broadcast(None)  # the others look into the folder when it is there
     model, architecture = parts.models.build(arm), parts.models.architecture(arm)
     trainer = Trainer(model, architecture, parts.teacher, parts.train(), parts.val, arm, context)
+    if context.world.first and not trainer.state.done:
+        (arm.directory / WEIGHTS[-1]).unlink(missing_ok=True)  # of fewer epochs; its weights are in last.pth.tar
     found = trainer.run()
     full = parts.models.full_model(arm, setup.gather_weights(model)) if context.config.fsdp else model
     if context.world.first:
@@ -294,7 +307,7 @@ def save_model(model: nn.Module, directory: Path, parts: Parts) -> None:
     if any(not torch.isfinite(p).all() for p in model.parameters()):
         raise TrainingError(f"the trained weights are not finite. The last checkpoint is in {directory}; lower --lr.")
     files.make_directory(directory)
-    names, beside = parts.datasets.class_names, directory / ".saving"
+    names, beside = parts.datasets.class_names, directory / files.SAVING
     model.eval().to(memory_format=torch.contiguous_format)
     with files.writing(directory / WEIGHTS[-1]):
         shutil.rmtree(beside, ignore_errors=True)  # what a killed process had written
@@ -304,7 +317,7 @@ def save_model(model: nn.Module, directory: Path, parts: Parts) -> None:
             about: dict[str, Any] = {"pretrained_cfg": {"tag": CONTROL}, **({"label_names": names} if names else {})}
             save_for_hf(model, str(beside), model_config=about, data_config=parts.data_config, safe_serialization=True)
             shutil.copymode(beside / "config.json", beside / WEIGHTS[-1])
-        for name in WEIGHTS:
+        for name in WEIGHTS:  # the weights last: where they are, the arm is done
             (beside / name).replace(directory / name)
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -320,7 +333,8 @@ def conclude(parts: Parts, evaluations: Evaluations, directory: Path, seconds: f
         seed=context.config.seed, checkpoint=parts.source.label, data=parts.datasets.label, output=str(directory),
         epochs=context.config.epochs, device=str(context.device), processes=context.world.size,
         skipped_images=parts.datasets.skipped, new_head=bool(parts.models.new_head), seconds=seconds, arms=names,
-        main=main.name, models=evaluations.in_order(names), **checkpoint.origin(parts.source),
+        main=main.name, epochs_before=resume.read_arguments(directory).get(resume.EPOCHS_BEFORE, []),
+        models=evaluations.in_order(names), **checkpoint.origin(parts.source),
     )  # fmt: skip
     curves = {tables.label(key): row["similarity"] for key, row in result.models.items()}
     with files.writing(directory / "similarity.png"):

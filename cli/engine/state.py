@@ -99,8 +99,9 @@ def _content(trainer: Training, weights: dict[str, Any], optimizer: dict[str, An
         "epoch": trainer.state.epoch - 1,  # as timm counts: the last complete one, from 0
         "state_dict": weights,
         "optimizer": optimizer,
-        "scheduler": trainer.scheduler.state_dict(),
+        "scheduler": trainer.scheduler.state_dict(),  # for timm; ours is a function of the step
         "scaler": trainer.scaler.state_dict(),
+        "epochs": trainer.config.epochs,  # that the learning rates are planned for
         "metric": trainer.state.evaluations.get(RAW, {}).get(classification.MAIN),
         "arm": trainer.arm.name,
         "method_options": trainer.arm.options,
@@ -120,12 +121,16 @@ def restore(trainer: Training) -> str | None:
     content, warning = read_newest(trainer.arm.directory)
     if content is None:
         return warning
+    own = [{key: value for key, value in group.items() if key != "params"} for group in trainer.optimizer.param_groups]
     setup.load_state_dicts(trainer.model, trainer.optimizer, content, trainer.config.fsdp)
-    trainer.scheduler.load_state_dict(content["scheduler"])
+    for group, values in zip(trainer.optimizer.param_groups, own, strict=True):
+        group.update(values)  # this run's rates and decay, which may have been changed, not the checkpoint's
     trainer.scaler.load_state_dict(content["scaler"])
     trainer.state = TrainState(**content["train_state"])
     if trainer.ema is not None:
         trainer.ema.load_state_dict(content["state_dict_ema"])
+    if content["epochs"] != trainer.config.epochs:
+        trainer.state.done, trainer.state.epochs_since_best = False, 0
     return warning
 
 

@@ -265,9 +265,12 @@ class Trainer:
             self.context.console.warn(warning)
         now = self.state
         total = now.epoch * self.steps + now.step
-        if total and self.ramps_number:  # a parameter is in the checkpoint
+        if not total:
+            return
+        self.scheduler.step_update(total)
+        if self.ramps_number:  # a parameter is in the checkpoint, and no longer the ramp's after the warm-up
             self._set_fidelity(total - 1)
-        if total and not now.done:
+        if not now.done:
             self.say(f"{self.arm.name:>8}  goes on in epoch {now.epoch + 1}, step {now.step + 1} of {self.steps}")
 
     def _open_loggers(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ..runtime import files, processes
 from . import tables, verdict
 
-RESULTS, EVALUATIONS = "results.json", "evaluations.json"
+RESULTS, EVALUATIONS = "results.json", "evaluations.json"  # where the first is, the run is finished
 
 
 @dataclass
@@ -30,6 +30,7 @@ class RunResult:
         seconds: Duration of the last start.
         base_model: Its repository on the Hub; None if it is not known.
         license: The base model's; None if it is not known.
+        epochs_before: The numbers of epochs that the run was planned for before it was made longer.
         arms: Their names in the order of training: "control", and the methods' own strings.
         main: The arm whose model lies in the run's root.
         models: Evaluations by row: "checkpoint", ARM/start before training, ARM, ARM/ema; with "strengths" of each.
@@ -47,6 +48,7 @@ class RunResult:
     seconds: float
     base_model: str | None
     license: str | None
+    epochs_before: list[int]
     arms: list[str]
     main: str
     models: dict[str, dict[str, Any]]
@@ -93,6 +95,14 @@ class RunResult:
     def load_lines(self) -> list[str]:
         return ["import timm, timm_neutreno", f'model = timm.create_model("local-dir:{self.output}", pretrained=True)']
 
+    def _plans(self) -> str:
+        if not self.epochs_before:
+            return ""
+        return (
+            f" The run was planned for {', then '.join(map(str, self.epochs_before))} epochs before it was made "
+            f"{self.epochs}: the learning rates of each part are those of its own plan."
+        )
+
     def readme(self) -> str:
         images = self.models[self.main]["images"]
         skipped = f" Unreadable images were passed over {self.skipped_images} times." if self.skipped_images else ""
@@ -100,7 +110,7 @@ class RunResult:
             "# NeuTRENO adaptation",
             "",
             f"Checkpoint: {self.checkpoint}. Data: {self.data}, evaluated on {images} val images. {self.epochs} "
-            f"epochs, seed {self.seed}, {self.device}. Weights of the last epoch.{skipped}",
+            f"epochs, seed {self.seed}, {self.device}. Weights of the last epoch.{skipped}{self._plans()}",
             "",
             tables.markdown(self.rows),
             "",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .intervals import EXACT, contains_zero, z_quantile
+from .tables import CHECKPOINT
 
 CONTROL = "control"
 
@@ -14,19 +15,23 @@ CONTROL = "control"
 def of_run(models: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> list[str]:
     """What one run shows of each of its methods against the control, and how much of it is chance in these images."""
     if CONTROL not in models:
-        return [_no_control(methods)]
+        return [sentence for method in methods for sentence in _no_control(method, models)]
     control, sentences = models[CONTROL], []
     for method in methods:
         sentences.append(_accuracy(method, models[method], control, len(methods)))
-        sentences.append(_similarity(method, models[method], control, len(methods)))
+        sentences.append(_similarity(method, models[method], control, "the control", len(methods)))
     return [*sentences, *_several(len(methods), "margins of noise")]
 
 
-def _no_control(methods: Sequence[str]) -> str:
-    return (
-        f"Without a control, what {' or '.join(methods)} gained cannot be told from what further training alone would "
-        "have gained."
-    )
+def _no_control(method: str, models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Only a control can tell a method's part from that of fine-tuning."""
+    row = models[method]
+    return [
+        f"Accuracy: {method} has {row['top1']:.2f} % top-1 on {row['images']} images. There is no control, so this "
+        f"says nothing for or against {method}: a gain may come from fine-tuning alone.",
+        _similarity(method, row, models[CHECKPOINT], "the checkpoint as it came", 1)
+        + " That, too, may come from fine-tuning alone.",
+    ]
 
 
 def _several(comparisons: int, what: str) -> list[str]:
@@ -43,29 +48,28 @@ def _accuracy(method: str, row: Mapping[str, Any], control: Mapping[str, Any], c
     noise = z_quantile(comparisons) * 100 * math.sqrt(max(2 * p * (1 - p), 1e-12) / images)
     count = round(abs(difference) * images / 100)
     if count == 0:
-        return f"Accuracy: {method} and the control are equal at {row['top1']:.2f} % top-1 on {images} images."
-    figures = f"{difference:+.2f} points of top-1, {count} of {images} images (one is {100 / images:.2f} points)"
-    if abs(difference) < noise:
         return (
-            f"Accuracy: no difference shown between {method} and the control: {figures}, within the noise of these "
-            f"images (about {noise:.2f} points)."
+            f"Accuracy: no difference shown: {method} and the control are equal at {row['top1']:.2f} % top-1 on "
+            f"{images} images."
         )
-    won = "won against" if difference > 0 else "lost against"
+    shown = abs(difference) > noise
+    what = f"{method} {'won' if difference > 0 else 'is worse'}" if shown else f"no difference shown for {method}"
     return (
-        f"Accuracy: {method} {won} the control: {figures}, more than the noise of these images (about {noise:.2f} "
-        "points), for one seed."
+        f"Accuracy: {what}: {difference:+.2f} points of top-1 against the control, {count} of {images} images (one is "
+        f"{100 / images:.2f} points). The 95 % interval {difference - noise:+.2f} to {difference + noise:+.2f} (over "
+        f"images, for one seed) {'does not contain' if shown else 'contains'} 0."
     )
 
 
-def _similarity(method: str, row: Mapping[str, Any], control: Mapping[str, Any], comparisons: int) -> str:
-    a, b = row["similarity"][-1], control["similarity"][-1]
-    noise = z_quantile(comparisons) * math.hypot(row["similarity_error"], control["similarity_error"])
+def _similarity(method: str, row: Mapping[str, Any], other: Mapping[str, Any], name: str, comparisons: int) -> str:
+    a, b = row["similarity"][-1], other["similarity"][-1]
+    noise = z_quantile(comparisons) * math.hypot(row["similarity_error"], other["similarity_error"])
     how = f"{'less' if a < b else 'more'} alike, by more than the noise over images"
-    if abs(a - b) < noise or a == b:
+    if abs(a - b) <= noise:
         how = "no difference shown, within the noise over images"
     return (
-        f"Smoothing: tokens of the last block have mean cosine similarity {a:.3f} in {method} against {b:.3f} in the "
-        f"control: {how} (about {noise:.3f})."
+        f"Smoothing: tokens of the last block have mean cosine similarity {a:.3f} in {method} against {b:.3f} in "
+        f"{name}: {how} (about {noise:.3f})."
     )
 
 
@@ -74,9 +78,10 @@ def of_seeds(
 ) -> list[str]:
     """What several seeds show: differences to the control by method and metric, of so many pairs."""
     if not differences:
-        if not pairs:
-            return [_no_control(methods)]
-        return [f"{pairs} seed with a control: no interval can be given, so no difference is shown."]
+        return [
+            f"{pairs or 'No'} seed{'' if pairs == 1 else 's'} with a control: this says nothing for or against "
+            f"{' or '.join(methods)}, since a gain may come from fine-tuning alone."
+        ]
     sentences = []
     for method, by_metric in differences.items():
         sentences.append(_seeds_accuracy(method, by_metric["top1"], pairs, images))
@@ -91,27 +96,24 @@ def of_seeds(
 
 def _seeds_accuracy(method: str, top1: Mapping[str, Any], seeds: int, images: int) -> str:
     if max(abs(value) for value in top1["values"]) < EXACT:
-        return f"Accuracy: {method} and the control are equal in every one of {seeds} seeds."
-    won = f"{method} {'won' if top1['mean'] > 0 else 'lost'} against the control"
-    chance = f"{_interval(top1, 2)}."
+        return f"Accuracy: no difference shown: {method} and the control are equal in every one of {seeds} seeds."
+    what, interval = f"no difference shown for {method}", f"{_interval(top1, 2)}."
     if top1["sd"] < EXACT:  # accuracies are multiples of one image: few seeds may agree by accident
-        won = f"no difference shown between {method} and the control"
-        chance = (
+        interval = (
             f"All seeds differ by the same number of images (one is {100 / images:.2f} points): there is no interval."
         )
-    elif contains_zero(top1):
-        won = f"no difference shown between {method} and the control"
-    better = sum(value > EXACT for value in top1["values"])
+    elif not contains_zero(top1):
+        what = f"{method} {'won' if top1['mean'] > 0 else 'is worse'}"
     return (
-        f"Accuracy: {won}: {top1['mean']:+.2f} points of top-1, mean of {seeds} seeds, better in {better} of them. "
-        f"{chance}"
+        f"Accuracy: {what}: {top1['mean']:+.2f} points of top-1 against the control, mean of {seeds} seeds, better in "
+        f"{sum(value > EXACT for value in top1['values'])} of them. {interval}"
     )
 
 
 def _seeds_similarity(method: str, similarity: Mapping[str, Any], seeds: int) -> str:
     how = f"{'less' if similarity['mean'] < 0 else 'more'} alike, by more than chance"
     if contains_zero(similarity):
-        how = "no difference shown"
+        how = "no difference shown, within chance"
     return (
         f"Smoothing: the mean cosine similarity of the last block's tokens in {method} differs by "
         f"{similarity['mean']:+.3f} from the control's, mean of {seeds} seeds: {how}. {_interval(similarity, 3)}."

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DEAD_WORKER, OutputError, UsageError
+
+SAVING = ".saving"  # folder where a model is written before it is moved to its place
 
 
 def choose_directory(output: str | None, model_name: str) -> Path:
@@ -81,3 +84,4 @@ def remove_partial(directory: Path) -> None:
     """Remove what a killed process had half written."""
     for half in (*directory.glob(".*.pth.tar.*"), *directory.glob(".*.json.*"), *directory.glob(".*.csv.*")):
         half.unlink()
+    shutil.rmtree(directory / SAVING, ignore_errors=True)

@@ -14,7 +14,6 @@ import torch
 import typer
 import yaml
 from PIL import Image
-from timm_neutreno_cli.config_file import flatten
 from timm_neutreno_cli.main import adapt_app, adapt_main
 
 COMMAND = typer.main.get_command(adapt_app)
@@ -72,7 +71,7 @@ def test_environment_without_a_file(monkeypatch):
     monkeypatch.setenv("NEUTRENO_JSON", "1")
     monkeypatch.setenv("NEUTRENO_MODEL_KWARGS", "depth=2 embed_dim=24")
     values = parsed()
-    assert (values["control"], values["as_json"]) == (False, True)
+    assert (values["control"], values["json"]) == (False, True)
     assert list(values["model_kwargs"]) == ["depth=2", "embed_dim=24"]  # a tuple in older versions of Typer
 
 
@@ -93,7 +92,7 @@ def test_yaml_values(file):
         "--config",
         file("amp: off\ncontrol: no\njson: true\nlr: 1e-3\ndata: null\nseed: '7'\nmodel-kwargs:\n- depth=2\n# end\n"),
     )
-    names = ("amp", "control", "as_json", "lr", "data", "seed")
+    names = ("amp", "control", "json", "lr", "data", "seed")
     assert [values[name] for name in names] == [False, False, True, 1e-3, None, 7]
     assert list(values["model_kwargs"]) == ["depth=2"]
 
@@ -167,37 +166,21 @@ def test_neither_help_nor_a_wrong_file_waits_for_torch(file, text, arguments, co
 # --- a run's own args.yaml
 
 
-def test_flatten_takes_the_rate_of_the_run_and_not_of_the_recipe():
-    values = flatten({"recipe": {"name": "deit", "epochs": 9, "lr": 5e-4}, "lr": 1e-4, "batch_size": 8})
-    assert values == {"recipe": "deit", "epochs": 9, "lr": 1e-4, "batch_size": 8}
-
-
-def test_flatten_without_a_rate_leaves_it_to_the_recipe():
-    values = flatten({"recipe": {"name": "deit", "lr": 5e-4}, "lr": None, "resolved": {"lr": 1e-4}})
-    assert values["lr"] is None
-
-
 def test_an_earlier_run_decides_neither_folder_nor_voice_nor_publication(file):
     arguments = {"output": "/old", "quiet": True, "json": True, "push_to_hub": "me/model", "private": True}
     values = parsed("--config", file(yaml.safe_dump({**arguments, "epochs": 3, "class_names": [], "versions": {}})))
-    given = {name: values[name] for name in ("output", "quiet", "as_json", "push_to_hub", "private", "epochs")}
+    given = {name: values[name] for name in ("output", "quiet", "json", "push_to_hub", "private", "epochs")}
     assert given == {
-        "output": None, "quiet": False, "as_json": False, "push_to_hub": None, "private": False, "epochs": 3,
+        "output": None, "quiet": False, "json": False, "push_to_hub": None, "private": False, "epochs": 3,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("split", "fraction", "given"), [("validation", 0.2, "0.2"), ("test", 0.1, "test")])
-def test_part_held_out_for_val_is_repeated(file, split, fraction, given):
-    text = yaml.safe_dump({"val_split": split, "val_fraction": fraction, "versions": {}})
-    assert parsed("--config", file(text))["val_split"] == given
-
-
 def test_model_kwargs_come_back_as_they_were(file):
-    from timm_neutreno_cli.commands.adapt import parse_model_kwargs
+    from timm_neutreno_cli.config import parse_pairs
 
     kwargs = {"depth": 2, "eps": 1e-5, "qk_norm": True, "pool": None, "name": "on", "sizes": [1, {"a": 2}]}
     values = parsed("--config", file(yaml.safe_dump({"model_kwargs": kwargs, "versions": {}})))
-    assert parse_model_kwargs(values["model_kwargs"]) == kwargs
+    assert parse_pairs(values["model_kwargs"]) == kwargs
 
 
 def test_a_run_is_repeated_from_its_own_arguments(tmp_path):
@@ -231,4 +214,4 @@ def test_a_run_is_repeated_from_its_own_arguments(tmp_path):
     assert second["models"] == first["models"]
     arguments = [yaml.safe_load((tmp_path / name / "args.yaml").read_text()) for name in ("first", "second")]
     differing = {key for key in arguments[0] if arguments[0][key] != arguments[1][key]}
-    assert differing <= {"output", "resolved"}
+    assert differing <= {"output"}
