@@ -91,7 +91,7 @@ class Config:
     num_classes: int | None = _option(None, "Number of classes, for a source that does not say.", DATA, range="[1, inf)")
     skip_bad_images: bool = _option(False, "Pass over unreadable images, and count them.", DATA, FREE)
     workers: int | None = _option(None, "Data loader processes. (default: one per core but one, at most 8)", DATA, FREE, range="[0, inf)")
-    method: list[str] = _option([], "neutreno, or another method; joined by + for several at once; repeat for several models, which one run compares. (default: neutreno)", METHOD)
+    method: list[str] = _option([], "attnscale, gfsa, neutreno, ...; joined by + for several in one model; repeat for several models. (default: neutreno, or the checkpoint's own)", METHOD)
     set: dict[str, Any] = _option({}, "Strength of a method, or how it is learned: fidelity=0.4, learnable_fidelity=head; repeat.", METHOD, parse=parse_pairs)
     fidelity: float | None = _option(None, "Weight of NeuTRENO's term, as --set fidelity. (default: 0.6, or the checkpoint's own)", METHOD, range="(-inf, inf)")
     learnable_fidelity: str | None = _option(None, "layer or head: learn it, starting at --fidelity.", METHOD, choices=("layer", "head"))
@@ -117,7 +117,7 @@ class Config:
     clip_grad: float = _recipe(1.0, "Largest gradient norm; 0 for any.", "[0, inf)")
     repeated_aug: int = _recipe(1, "Augmentations of an image per epoch, of so many fewer images.", "[1, inf)")
     ema_decay: float = _recipe(0.0, "Average the weights, and evaluate them beside the raw ones; 0 for none.", "[0, 1)")
-    trainable: str = _option("all", "What is trained: all, attention, fidelity or head. All but fidelity include the head.", TRAIN, SAME, "--trainable", "--train", choices=("all", "attention", "fidelity", "head"))
+    trainable: str = _option("all", "What is trained: all, attention, strengths (of methods), fidelity or head. The first two include the head.", TRAIN, SAME, "--trainable", "--train", choices=("all", "attention", "strengths", "fidelity", "head"))
     teacher: str | None = _option(None, "Distil from a timm model with the same classes.", TRAIN)
     distill_weight: float = _option(0.5, "Share of the teacher in the loss.", TRAIN, range="[0, 1]")
     distill_temperature: float = _option(1.0, "Temperature of both softmaxes in that share.", TRAIN, range="(0, inf)")
@@ -250,8 +250,8 @@ def check(config: Config) -> None:
         raise UsageError(f"--val-split is a name or a number between 0 and 1, got {config.val_split}.")
     if config.trainable == "fidelity" and not config.learnable_fidelity:
         raise UsageError("--trainable fidelity needs --learnable-fidelity layer or head: else nothing is trained.")
-    if config.trainable == "fidelity" and config.control:
-        raise UsageError("--trainable fidelity leaves the control nothing to train: pass --no-control too.")
+    if config.trainable in ("fidelity", "strengths") and config.control:
+        raise UsageError(f"--trainable {config.trainable} leaves the control nothing to train: pass --no-control too.")
     for one, other, why in EXCLUSIVE:
         if getattr(config, one) and getattr(config, other):
             raise UsageError(f"{flag(one)} and {flag(other)} do not go together: {why}")

@@ -129,7 +129,7 @@ def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, de
     import torch
 
     from timm_neutreno import is_patched, patch
-    from timm_neutreno.twins import PREFIX
+    from timm_neutreno.names import PREFIX
 
     from ..engine.checkpoint import build
 
@@ -155,14 +155,14 @@ def _is_name(text: str) -> bool:
     """Whether it is a model's name, not a file, folder or address."""
     import timm
 
-    from timm_neutreno.twins import twin_name
+    from timm_neutreno.names import neutreno_name
 
-    return timm.is_model(twin_name(_architecture(text)))
+    return timm.is_model(neutreno_name(_architecture(text)))
 
 
 def _architecture(name: str) -> str:
     """The timm name without prefix and tag, short names spelled out."""
-    from timm_neutreno.twins import base_name
+    from timm_neutreno.names import base_name
 
     from ..engine.checkpoint import SHORT_NAMES
 

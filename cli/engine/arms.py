@@ -12,14 +12,15 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
-from timm_neutreno import UnsupportedModelError, is_patched, unpatch
-from timm_neutreno.twins import base_name, twin_name
+from timm_neutreno import METHODS, UnsupportedModelError, is_patched, patch, strengths, unpatch
+from timm_neutreno.methods import canonical, resolve, split
+from timm_neutreno.names import base_name, neutreno_name
 
 from ..config import Config
 from ..data.sources import Datasets
 from ..errors import CheckpointError, UsageError, one_line
 from ..tasks import classification
-from . import checkpoint, methods
+from . import checkpoint
 
 CONTROL = "control"
 
@@ -45,9 +46,9 @@ class Arm:
     @property
     def exact_at_start(self) -> bool:
         """Whether its training starts from the checkpoint's own function."""
-        names = methods.method_strengths(self.method) if self.method else {}
-        at_start = [0.0 if name == "fidelity" and self.warmup else self.options[name] for name in names]
-        return self.method is None or (bool(names) and not any(at_start))
+        rows = [METHODS[name].strengths for name in split(self.method)] if self.method else []
+        start = {**self.options, **({"fidelity": 0.0} if self.warmup else {})}
+        return all(strengths and not any(start[name] for name in strengths) for strengths in rows)
 
 
 def list_arms(config: Config, source: checkpoint.Source, directory: Path) -> list[Arm]:
@@ -56,34 +57,39 @@ def list_arms(config: Config, source: checkpoint.Source, directory: Path) -> lis
     Given options go first, then the checkpoint's own, then the papers'.
 
     Raises:
-        UsageError: If a method is unknown or named twice, or an option belongs to none of them.
+        UsageError: If a method is unknown or named twice, or an option belongs to none of them or has no such value.
     """
+    given, arms, known = config.method_options, [], {"layers"}
+    if config.control:
+        arms.append(Arm(CONTROL, None, {}, 0.0, directory / "arms" / CONTROL))
     try:
-        names = [methods.canonical(name) for name in config.method or [source.method or "neutreno"]]
+        for name in map(canonical, config.method or [source.method or "neutreno"]):
+            if name in [arm.name for arm in arms]:
+                raise UsageError(f"--method {name} is named twice.")
+            own = set(resolve(name, {}))
+            known |= own
+            chosen = {key: value for key, value in {**source.options, **given}.items() if key in own}
+            layers = {**source.options, **given}.get("layers")
+            options = {**resolve(name, chosen), **({"layers": layers} if layers is not None else {})}
+            warmup = config.fidelity_warmup if "fidelity" in options else 0.0
+            arms.append(Arm(name, name, options, warmup, directory / "arms" / name))
     except ValueError as error:
-        raise UsageError(f"--method: {one_line(error)}") from error
-    if len(set(names)) < len(names):
-        raise UsageError(f"--method {next(name for name in names if names.count(name) > 1)} is named twice.")
-    given = config.method_options
-    arms = [Arm(CONTROL, None, {}, 0.0, directory / "arms" / CONTROL)] if config.control else []
-    taken: set[str] = {"layers"}
-    for name in names:
-        defaults = methods.method_strengths(name)
-        known = {*defaults, *(f"learnable_{strength}" for strength in defaults), "layers"}
-        options = {key: value for key, value in {**defaults, **source.options, **given}.items() if key in known}
-        taken |= known
-        warmup = config.fidelity_warmup if "fidelity" in defaults else 0.0
-        arms.append(Arm(name, name, options, warmup, directory / "arms" / name))
-    for key in given.keys() - taken:
-        near = difflib.get_close_matches(key, taken, n=3) or sorted(taken)
+        raise UsageError(one_line(error)) from error
+    for key in given.keys() - known:
+        near = difflib.get_close_matches(key, known, n=3) or sorted(known)
         raise UsageError(f"--set {key}: no method of this run has it. Did you mean: {', '.join(near)}?")
-    for key, own in source.options.items():
-        if key.startswith("learnable_") and own and given.get(key, own) != own:
+    for key, own_value in source.options.items():
+        if key.startswith("learnable_") and own_value and given.get(key, own_value) != own_value:
             raise UsageError(
-                f"{source.label} has a {key.removeprefix('learnable_')} learned per {own}; {key} {given[key]} does not "
-                "fit. Leave the option out to go on learning."
+                f"{source.label} has a {key.removeprefix('learnable_')} learned per {own_value}; {key} {given[key]} "
+                "does not fit. Leave the option out to go on learning."
             )
     return arms
+
+
+def learned_strengths(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The strengths that are parameters, by their names in the state_dict."""
+    return {name: value for name, value in strengths(model).items() if isinstance(value, nn.Parameter)}
 
 
 class Models:
@@ -107,7 +113,7 @@ class Models:
         if self.new_head and datasets.num_classes == source.num_classes:
             random_seed(config.seed)
             self.original.reset_classifier(datasets.num_classes)  # type: ignore[operator]
-        self.learned = {**source.learned, **methods.learned(self.original)}
+        self.learned = {**source.learned, **learned_strengths(self.original)}
 
     def build(self, arm: Arm) -> nn.Module:
         """The arm's model as its training starts, on the device.
@@ -120,10 +126,12 @@ class Models:
             unpatch(model)
         if arm.method:
             try:
-                methods.patch(model, arm.method, **arm.options)
+                patch(model, arm.method, **arm.options)
             except UnsupportedModelError as error:
                 raise CheckpointError(one_line(error)) from error
-            own = methods.learned(model)
+            except ValueError as error:  # layers that are not there
+                raise UsageError(one_line(error)) from error
+            own = learned_strengths(model)
             for name, value in self.learned.items():  # what the checkpoint has learned, unless it starts elsewhere
                 strength = name.rpartition(".")[2]
                 if name in own and arm.options[strength] == self.source.options.get(strength, arm.options[strength]):
@@ -141,4 +149,4 @@ class Models:
 
     def architecture(self, arm: Arm) -> str:
         """The name by which timm makes the arm's model."""
-        return twin_name(self.source.arch) if arm.method else base_name(self.source.arch)
+        return neutreno_name(self.source.arch) if arm.method else base_name(self.source.arch)

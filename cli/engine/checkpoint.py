@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import timm_neutreno
 from timm_neutreno import demo
-from timm_neutreno.twins import base_name, twin_name
+from timm_neutreno.names import METHOD_ARGUMENTS, PREFIX, base_name, neutreno_name
 
 from ..errors import CheckpointError, HubError, UsageError, one_line
 from . import weights as weight_files
@@ -44,7 +44,9 @@ class Source:
         arch: Its timm architecture, without the `neutreno_` prefix.
         pretrained_cfg: A tag, or a whole pretrained cfg; None for the architecture's default.
         overlay: Entries that replace those of the cfg, such as the file with the weights.
-        model_args: Constructor arguments that the weights were made with, the method's among them.
+        model_args: Constructor arguments that the weights were made with.
+        method: The method that they were trained with; None for a plain softmax model.
+        options: Arguments of `patch` beside the method: strengths, how they are learned, layers.
         num_classes: Size of the checkpoint's head.
         weights: The tensors of a file, under the model's names; None if timm is to find them.
         learned: The strengths among them, which a plain model has no place for.
@@ -56,21 +58,12 @@ class Source:
     pretrained_cfg: str | dict[str, Any] | None = None
     overlay: dict[str, Any] = field(default_factory=dict)
     model_args: dict[str, Any] = field(default_factory=dict)
+    method: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     num_classes: int = 1000
     weights: dict[str, Tensor] | None = field(default=None, repr=False)
     learned: dict[str, Tensor] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
-
-    @property
-    def method(self) -> str | None:
-        """The method that it was trained with; None for a plain softmax model."""
-        return self.model_args.get("method", "neutreno") if self.options else None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The method's options; empty for a plain softmax model."""
-        names = ("fidelity", "learnable_fidelity")
-        return {name: self.model_args[name] for name in names if self.model_args.get(name) is not None}
 
     @property
     def label_names(self) -> list[str] | None:
@@ -124,7 +117,7 @@ def _known(arch: str, where: str = "") -> str:
     """The timm name of an architecture that has a twin."""
     arch = base_name(arch)
     arch = SHORT_NAMES.get(arch, arch)
-    if timm.is_model(twin_name(arch)):
+    if timm.is_model(neutreno_name(arch)):
         return arch
     if not timm.is_model(arch):
         names = [*timm_neutreno.supported_models(), *SHORT_NAMES]
@@ -151,8 +144,14 @@ def _from_name(name: str, kwargs: dict[str, Any]) -> Source:
 
 
 def _from_config(label: str, cfg: dict[str, Any], arch: str, args: dict[str, Any], kwargs: dict[str, Any]) -> Source:
+    method = args.get("method", "neutreno") if arch.startswith(PREFIX) else None
+    options = {key: args[key] for key in METHOD_ARGUMENTS if key in args and key != "method"}
+    plain = {key: value for key, value in args.items() if key not in METHOD_ARGUMENTS}
     arch = _known(arch, f" (in the config.json of {label})")
-    return Source(label, arch, cfg, model_args={**args, **kwargs}, num_classes=cfg.get("num_classes", 1000))
+    return Source(
+        label, arch, cfg, model_args={**plain, **kwargs}, method=method, options=options,
+        num_classes=cfg.get("num_classes", 1000),
+    )  # fmt: skip
 
 
 def _from_directory(directory: Path, label: str, kwargs: dict[str, Any]) -> Source:
@@ -263,19 +262,21 @@ def build(
     """
     given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path}
     kwargs = {**source.model_args, **{key: value for key, value in given.items() if value is not None}}
+    if source.method:
+        kwargs |= {"method": source.method, **source.options}
     overlay = source.overlay
     if pretrained and source.weights is not None:  # timm would choose of several by itself, and know fewer prefixes
         overlay = {**overlay, "source": "", "file": None, "state_dict": dict(source.weights)}
     with weight_errors(source), hub_errors(source.label), weight_files.compared(source.label, source.arch):
         model = timm.create_model(
-            twin_name(source.arch) if source.method else source.arch,
+            neutreno_name(source.arch) if source.method else source.arch,
             pretrained=pretrained,
             pretrained_cfg=source.pretrained_cfg,
             pretrained_cfg_overlay=overlay or None,
             pretrained_model_args=source.model_args,
             **kwargs,
         )
-        if pretrained and source.learned and source.options.get("learnable_fidelity"):
+        if pretrained and source.learned and any(map(weight_files.is_strength, model.state_dict())):
             weight_files.load_strengths(model, source.learned)
     if "state_dict" in overlay:
         weight_files.forget(model)

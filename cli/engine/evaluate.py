@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from timm_neutreno import strengths
 from timm_neutreno.smoothing import watch
 
 from ..data.loaders import BatchLoader
@@ -45,9 +47,9 @@ def evaluate(
         stop: Asked before every batch.
 
     Returns:
-        {"images", "top1", "top5" (percent), "loss" (mean cross-entropy), "similarity" (mean cosine similarity of
-        different tokens of an image, per block, in [-1, 1]), "similarity_error" (standard error of the last block's,
-        over images)}.
+        {"strengths" (of each: "mean_abs" over layers and heads, "min", "max"), "images", "top1", "top5" (percent),
+        "loss" (mean cross-entropy), "similarity" (mean cosine similarity of different tokens of an image, per block, in
+        [-1, 1]), "similarity_error" (standard error of the last block's, over images)}.
 
     Raises:
         Interrupted: If `stop` says so.
@@ -70,7 +72,23 @@ def evaluate(
     finally:
         model.train(training)
     figures, tokens = _in_order([(figures.cpu(), tokens.cpu()) for figures, tokens in sums])
-    return {**classification.metrics(figures), **_similarity(tokens)}
+    return {"strengths": strength_summary(model), **classification.metrics(figures), **_similarity(tokens)}
+
+
+def strength_summary(model: nn.Module) -> dict[str, dict[str, float]]:
+    """Of each strength: mean of its absolute values over layers and heads, smallest and largest value."""
+    values: dict[str, list[float]] = {}
+    for name, value in strengths(model).items():
+        if isinstance(value, Tensor):
+            full: Any = value.full_tensor() if hasattr(value, "full_tensor") else value  # of a sharded model
+            numbers = full.detach().double().flatten().tolist()
+        else:
+            numbers = [value]
+        values.setdefault(name.rpartition(".")[2], []).extend(numbers)
+    return {
+        name: {"mean_abs": fmean(map(abs, numbers)), "min": min(numbers), "max": max(numbers)}
+        for name, numbers in values.items()
+    }
 
 
 def _in_order(own: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from ..data import loaders, sources
 from ..errors import CheckpointError
 from ..runtime.processes import World
 from ..tasks import classification
-from . import checkpoint, methods, resume, setup
+from . import checkpoint, resume, setup
 from .evaluate import evaluate
 from .extension import WEIGHTS
 from .run import EVAL_BATCH
@@ -56,7 +56,7 @@ def evaluate_model(name: str, given: Config) -> dict[str, Any]:
     batch_size = config.batch_size if "batch_size" in given.given else min(config.batch_size, EVAL_BATCH)
     loader = loaders.val_loader(datasets, batch_size, data_config, config, device, World())
     found = evaluate(model, loader, device, setup.autocast(config, device))
-    return {"model": name, "data": datasets.label, "strengths": methods.summary(model), **found}
+    return {"model": name, "data": datasets.label, **found}
 
 
 def run_of(folder: Path) -> Path | None:

@@ -32,7 +32,7 @@ from ..runtime import files, processes
 from ..runtime.console import Console
 from ..runtime.processes import World
 from ..runtime.signals import StopSignal
-from . import checkpoint, extension, hub, methods, plan, resume, setup
+from . import checkpoint, extension, hub, plan, resume, setup
 from .arms import CONTROL, Arm, Models, list_arms
 from .evaluate import evaluate
 from .extension import WEIGHTS
@@ -275,7 +275,7 @@ def evaluate_before(parts: Parts, evaluations: Evaluations) -> None:
                 model = build()
                 autocast = setup.autocast(context.config, context.device)
                 found = evaluate(model, parts.val, context.device, autocast, stop=context.stop)
-                evaluations.add(key, found, methods.summary(model))
+                evaluations.add(key, found)
     except Interrupted as error:
         raise Interrupted(f"{one_line(error)} Nothing was trained yet. {context.resume_line}") from error
 
@@ -298,8 +298,8 @@ def train_arm(arm: Arm, parts: Parts, evaluations: Evaluations) -> None:
             save_model(trainer.ema, arm.directory / "ema", parts)
         save_model(full, arm.directory, parts)
     if trainer.ema is not None:
-        evaluations.add(arm.name + tables.EMA, found[EMA], methods.summary(trainer.ema))
-    evaluations.add(arm.name, found["raw"], methods.summary(full))
+        evaluations.add(arm.name + tables.EMA, found[EMA])
+    evaluations.add(arm.name, found["raw"])
 
 
 def save_model(model: nn.Module, directory: Path, parts: Parts) -> None:

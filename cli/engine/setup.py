@@ -11,6 +11,8 @@ import timm
 import torch
 from torch import nn
 
+from timm_neutreno.methods import STRENGTHS
+
 from ..config import Config
 from ..data.loaders import default_workers
 from ..errors import CheckpointError, UsageError, one_line
@@ -18,7 +20,6 @@ from ..runtime.console import Console
 from ..runtime.processes import World
 from ..runtime.signals import StopSignal
 from ..tasks import classification
-from . import methods
 
 
 @dataclass(frozen=True)
@@ -174,16 +175,20 @@ def freeze_except(model: nn.Module, trainable: str) -> None:
 
     Args:
         model: A ViT of timm, patched or not.
-        trainable: "all", "attention" (the layers with their strengths), "fidelity" (the learnable strengths) or "head".
+        trainable: "all", "attention" (the layers with their strengths), "strengths" (the learnable ones of methods),
+            "fidelity" (NeuTRENO's alone) or "head".
     """
     if trainable == "all":
         return
-    head = {id(p) for p in model.get_classifier().parameters()} if trainable != "fidelity" else set()  # type: ignore[operator]
-    strengths = {id(p) for p in methods.learned(model).values()} if trainable != "head" else set()
+    names = {"attention": STRENGTHS, "strengths": STRENGTHS, "fidelity": ["fidelity"], "head": []}[trainable]
+    with_head = trainable in ("attention", "head")
+    head = {id(p) for p in model.get_classifier().parameters()} if with_head else set()  # type: ignore[operator]
     for name, parameter in model.named_parameters():
         attention = trainable == "attention" and (".attn." in name or ".attn_" in name)
-        chosen = attention or id(parameter) in head | strengths
+        chosen = attention or id(parameter) in head or name.rpartition(".")[2] in names
         parameter.requires_grad_(parameter.requires_grad and chosen)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(f"--trainable {trainable} leaves a model without learnable strengths nothing to train.")
 
 
 def peak_memory(device: torch.device) -> float | None:

@@ -17,6 +17,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
+from timm_neutreno import set_strengths
+
 from ..data.loaders import BatchLoader
 from ..data.order import derive_seed, seed_everything
 from ..errors import DataError, Interrupted
@@ -25,7 +27,7 @@ from ..reports.epochs import Pace
 from ..runtime import processes
 from ..runtime.loggers import Loggers, rewind
 from ..tasks import classification
-from . import failures, methods, setup, state
+from . import failures, setup, state
 from .arms import Arm
 from .evaluate import Evaluation, evaluate
 from .setup import RunContext
@@ -64,7 +66,7 @@ class Trainer:
         self.task = classification.training_task(model, teacher, config, device)
         self.ramps_number = arm.warmup > 0 and not arm.options.get("learnable_fidelity")
         if self.ramps_number and config.compile:  # torch.compile would compile anew for every number
-            methods.set_strengths(model, fidelity=0.0, as_tensors=True)
+            set_strengths(model, fidelity=0.0, as_tensors=True)
         setup.prepare(self.task, model, config, device, context.world)
         self.optimizer = create_optimizer_v2(
             model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay,
@@ -111,7 +113,7 @@ class Trainer:
                 self.loggers.close()
         if self.ramps_number and self.config.compile:
             for model in filter(None, (self.model, self.ema)):
-                methods.set_strengths(model, fidelity=self.arm.options["fidelity"], as_tensors=False)
+                set_strengths(model, fidelity=self.arm.options["fidelity"], as_tensors=False)
         return self.state.evaluations
 
     def train_epoch(self) -> Pace:
@@ -218,7 +220,7 @@ class Trainer:
         return end if total >= steps else end * total / steps
 
     def _set_fidelity(self, total: int, model: nn.Module | None = None) -> None:
-        methods.set_strengths(model or self.model, fidelity=self.fidelity(total))
+        set_strengths(model or self.model, fidelity=self.fidelity(total))
 
     def _unsynchronised(self) -> AbstractContextManager:
         """Gradients travel in the last accumulation step only; FSDP shards them in each, to keep its memory small."""
@@ -285,10 +287,9 @@ class Trainer:
         """One line of the log, and one for the reader."""
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         known = {**sums, "lr": lr, "memory_mib": setup.peak_memory(self.context.device)}
-        strengths = {name: figures["mean_abs"] for name, figures in methods.summary(self.model).items()}
         batch_size, epochs = self.config.batch_size, self.config.epochs
         record = epochs_report.record(
-            self.arm.name, self.state.epoch + 1, {**known, **strengths}, pace, batch_size, evaluations
+            self.arm.name, self.state.epoch + 1, known, pace, batch_size, evaluations
         )  # fmt: skip
         if self.loggers:
             self.loggers.log(record)

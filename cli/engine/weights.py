@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
+from timm_neutreno.methods import STRENGTHS
+
 from ..errors import CheckpointError, one_line
 
-STRENGTHS = ("fidelity",)  # last part of the names of what our methods learn
 # names of averaged and of raw weights in a training's checkpoint; DINO's teacher is an average of its student
 AVERAGED, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
 FAMILIES = ({"ema": AVERAGED, "raw": RAW}, {"ema": ("teacher",), "raw": ("student",)})

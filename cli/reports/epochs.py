@@ -34,6 +34,7 @@ def record(
         **figures,
         "images_per_second": pace.steps * batch_size / pace.seconds if pace.steps else None,
         "data_wait_share": pace.waited / pace.seconds if pace.steps else None,
+        **{name: figures["mean_abs"] for name, figures in evaluations["raw"]["strengths"].items()},
         **{f"val_{key}": value for key, value in evaluations["raw"].items()},
         **{f"val_ema_{key}": value for key, value in evaluations.get("ema", {}).items()},
     }

@@ -33,7 +33,7 @@ class RunResult:
         epochs_before: The numbers of epochs that the run was planned for before it was made longer.
         arms: Their names in the order of training: "control", and the methods' own strings.
         main: The arm whose model lies in the run's root.
-        models: Evaluations by row: "checkpoint", ARM/start before training, ARM, ARM/ema; with "strengths" of each.
+        models: Evaluations by row: "checkpoint", ARM/start before training, ARM, ARM/ema.
     """
 
     seed: int
@@ -145,9 +145,9 @@ class Evaluations:
         known = json.loads(self.path.read_text()) if writes and self.path.exists() else {}
         self.rows: dict[str, dict[str, Any]] = processes.broadcast(known)
 
-    def add(self, key: str, evaluation: dict[str, Any], strengths: dict[str, dict[str, float]]) -> None:
-        """Keep the figures of a row, with the strengths that its model had."""
-        self.rows[key] = {"strengths": strengths, **evaluation}
+    def add(self, key: str, evaluation: dict[str, Any]) -> None:
+        """Keep the figures of a row."""
+        self.rows[key] = evaluation
         if self.writes:
             files.write_text(self.path, json.dumps(self.rows, indent=2) + "\n")
 

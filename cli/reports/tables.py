@@ -34,7 +34,7 @@ def strength_cell(strengths: Mapping[str, Mapping[str, float]]) -> str:
     words = []
     for name, figures in strengths.items():
         constant = figures["min"] == figures["max"]
-        number = f"{figures['min']:g}" if constant else f"|{figures['mean_abs']:.3f}|"
+        number = f"{figures['min']:g}" if constant else f"|{figures['mean_abs']:.2g}|"
         words.append(number if len(strengths) == 1 else f"{name} {number}")
     return ", ".join(words) or "-"
 

@@ -20,7 +20,7 @@ def of_run(models: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> l
     for method in methods:
         sentences.append(_accuracy(method, models[method], control, len(methods)))
         sentences.append(_similarity(method, models[method], control, "the control", len(methods)))
-    return [*sentences, *_several(len(methods), "margins of noise")]
+    return [*sentences, *_several(len(methods))]
 
 
 def _no_control(method: str, models: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -34,10 +34,12 @@ def _no_control(method: str, models: Mapping[str, Mapping[str, Any]]) -> list[st
     ]
 
 
-def _several(comparisons: int, what: str) -> list[str]:
+def _several(comparisons: int) -> list[str]:
     if comparisons < 2:
         return []
-    return [f"{comparisons} methods were compared with one control: the {what} are widened to hold for all together."]
+    return [
+        f"{comparisons} methods were compared with one control: the intervals are widened to hold for all together."
+    ]
 
 
 def _accuracy(method: str, row: Mapping[str, Any], control: Mapping[str, Any], comparisons: int) -> str:
@@ -88,7 +90,7 @@ def of_seeds(
         sentences.append(_seeds_similarity(method, by_metric["similarity"], pairs))
     return [
         *sentences,
-        *_several(len(differences), "intervals"),
+        *_several(len(differences)),
         "All seeds share one checkpoint and one data set: the intervals are about the chance of training, not about "
         "other images.",
     ]

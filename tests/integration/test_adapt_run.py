@@ -148,10 +148,10 @@ def test_same_seed_same_result_and_another_seed_another(adapt):
 
 
 def test_fidelity_rises_step_by_step_from_the_checkpoints_own_function(adapt, monkeypatch):
-    from timm_neutreno_cli.engine import methods
+    from timm_neutreno_cli.engine import trainer
 
-    values, real = [], methods.set_strengths
-    monkeypatch.setattr(methods, "set_strengths", lambda model, **given: (values.append(given), real(model, **given)))
+    values, real = [], trainer.set_strengths
+    monkeypatch.setattr(trainer, "set_strengths", lambda model, **given: (values.append(given), real(model, **given)))
     _, run, _ = adapt("--no-control", "--epochs", 2, "--fidelity-warmup", 1)
     steps = 24 // 4
     assert [given["fidelity"] for given in values[:steps]] == pytest.approx([0.6 * i / steps for i in range(steps)])

@@ -208,7 +208,7 @@ def test_tables():
     result = summarise(documents)
     rows = {line.split("  ")[0]: line for line in text({**result, "output": "runs"}).splitlines()}
     assert "82.00 ± 1.41" in rows["neutreno, adapted"]
-    assert "|0.420|" in rows["neutreno, adapted"]
+    assert "|0.42|" in rows["neutreno, adapted"]
     assert rows["checkpoint as it came"].count("new head") == 3
     assert rows["control, no method"].count("new head") == 0
     page = readme(result)
