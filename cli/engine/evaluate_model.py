@@ -17,8 +17,8 @@ from ..runtime.processes import World
 from ..tasks import classification
 from . import checkpoint, resume, setup
 from .evaluate import evaluate
-from .extension import WEIGHTS
-from .run import EVAL_BATCH
+from .prepare import EVAL_BATCH
+from .save import WEIGHTS
 
 
 def evaluate_model(name: str, given: Config) -> dict[str, Any]:

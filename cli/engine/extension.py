@@ -10,8 +10,7 @@ from ..reports.results import RESULTS
 from ..runtime import files
 from . import state
 from .arms import Arm
-
-WEIGHTS = ("config.json", "model.safetensors")  # in the order in which they are put in place
+from .save import WEIGHTS
 
 
 def check(arms: Sequence[Arm], epochs: int) -> None:
@@ -41,10 +40,13 @@ def is_trained(arm: Arm, epochs: int) -> bool:
     return content is None or content["epochs"] == epochs
 
 
-def keep_results(directory: Path, epochs: int) -> str:
-    """Rename the results of a finished run, so that it counts as unfinished and they are not lost; the new name."""
-    kept = directory / f"results-{epochs}-epochs.json"
+def keep_results(directory: Path, done: int, epochs: int) -> str:
+    """Rename the results of a finished run, so that it counts as unfinished and they are not lost; says so."""
+    kept = directory / f"results-{done}-epochs.json"
     with files.writing(kept):
         (directory / WEIGHTS[-1]).unlink(missing_ok=True)  # the arm has it too
         (directory / RESULTS).rename(kept)
-    return kept.name
+    return (
+        f"longer      {done} epochs are done, {epochs} asked for: every arm goes on from its last.pth.tar with the "
+        f"learning rates of {epochs} epochs; the results so far are in {kept.name}"
+    )

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..data.loaders import BatchLoader
-from ..data.sources import Datasets
 from ..reports.results import EVALUATIONS
 from ..runtime.loggers import CSV, JSONL
 from . import setup
-from .arms import Arm, Models
-from .extension import WEIGHTS
+from .prepare import Parts
 from .resume import ARGUMENTS, RESULTS
-from .setup import RunContext
+from .save import WEIGHTS
 from .state import BEST, LAST, PREVIOUS
 from .trainer import Trainer
 
@@ -27,16 +22,14 @@ OF_THE_RUN = (ARGUMENTS, EVALUATIONS, RESULTS, "README.md", "similarity.png", *W
 OF_AN_ARM = (*WEIGHTS, LAST, PREVIOUS, BEST, JSONL, CSV)
 
 
-def make(
-    context: RunContext, models: Models, arms: Sequence[Arm], teacher: nn.Module | None, loader: BatchLoader,
-    directory: Path, datasets: Datasets,
-) -> tuple[dict[str, Any], str]:  # fmt: skip
+def make(parts: Parts, directory: Path) -> tuple[dict[str, Any], str]:
     """Measure a few steps, and lay the plan out, as a document and as text; nothing is written."""
+    context, models, arms, datasets = parts.context, parts.models, parts.arms, parts.datasets
     config, world = context.config, context.world
     arm = arms[-1]  # of the control the steps would be shorter
     model = models.build(arm)
     parameters = sum(p.numel() for p in model.parameters())
-    trainer = Trainer(model, models.architecture(arm), teacher, loader, None, arm, context)
+    trainer = Trainer(model, models.architecture(arm), parts.teacher, parts.train(), None, arm, context)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     step, wait = _measure(trainer)
     runs, steps = len(arms) * config.seeds, trainer.steps * config.epochs

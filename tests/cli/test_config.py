@@ -7,13 +7,21 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Annotated, get_args, get_type_hints
 
 import pytest
 import torch
 import typer
 import yaml
 from PIL import Image
+from timm_neutreno_cli import config as settings
+from timm_neutreno_cli.commands.adapt import FILE
+from timm_neutreno_cli.commands.options import takes_config
+from timm_neutreno_cli.config import FREE, ONCE, OPTIONS, SAME, Config
+from timm_neutreno_cli.engine import resume
+from timm_neutreno_cli.errors import CheckpointError, UsageError
 from timm_neutreno_cli.main import adapt_app, adapt_main
 
 COMMAND = typer.main.get_command(adapt_app)
@@ -161,6 +169,109 @@ def test_neither_help_nor_a_wrong_file_waits_for_torch(file, text, arguments, co
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == f"exit {code}, torch False", done.stderr
     assert "NEUTRENO_EPOCHS" not in done.stdout
+
+
+# --- what resuming does with every option
+
+COLLECTED: list[Config] = []
+
+
+@takes_config()
+def collect(config: Config, config_path: Annotated[str | None, FILE] = None) -> None:
+    COLLECTED.append(config)
+
+
+COLLECT = typer.Typer()
+COLLECT.command()(collect)
+
+
+def config_of(*arguments: object) -> Config:
+    """What a command line makes of the table."""
+    COLLECT(list(map(str, arguments)), standalone_mode=False)
+    return COLLECTED.pop()
+
+
+def two_values(name: str) -> tuple[object, object]:
+    """The option's default (or, where that cannot be typed, another value), and one more."""
+    default, kind = getattr(Config(), name), get_type_hints(Config)[name]
+    kind = next(kind for kind in (get_args(kind) or [kind]) if kind is not type(None))
+    if OPTIONS[name].choices:
+        others = [choice for choice in OPTIONS[name].choices if choice != default]
+        return default or others[1], others[0]
+    if name == "recipe":
+        return "finetune", "deit"
+    if isinstance(default, list | dict):
+        return (["one"], ["two"]) if isinstance(default, list) else ({"one": 1}, {"two": 2})
+    one, two = {bool: (True, not default), int: (3, 5), float: (0.5, 0.75), str: ("one", "two")}[kind]
+    return one if default is None else default, two
+
+
+def given(name: str, value: object, monkeypatch) -> Config:
+    """The option on the command line; a flag as a variable, since not every flag can be typed off."""
+    words = [settings.flag(name), value]
+    if isinstance(value, bool):
+        monkeypatch.setenv(f"NEUTRENO_{name.upper()}", str(value).lower())
+        words = []
+    elif isinstance(value, dict):
+        words[1] = "=".join(map(str, *value.items()))
+    elif isinstance(value, list):
+        words[1] = value[0]
+    return config_of(*words)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "resume"])
+def test_an_option_on_resume_is_refused_or_obeyed_as_its_field_says(name, tmp_path, monkeypatch):
+    """Given with its default, in a run that was made with another value."""
+    now, then = two_values(name)
+    config = given(name, now, monkeypatch)
+    assert getattr(config, name) == now
+    assert name in config.given
+    own = settings.to_yaml(replace(Config(recipe="finetune"), **{name: then}))
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump({**own, "versions": {}}))
+    config = replace(config, resume=str(tmp_path))
+    if OPTIONS[name].resume == SAME:
+        with pytest.raises(UsageError, match=re.escape(f"{settings.flag(name)} {then} in the run, {now} now")):
+            resume.find_run(config)
+        config = replace(config, allow_changes=True)
+    assert getattr(resume.find_run(config), name) == now
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "resume"])
+def test_an_option_that_is_not_given_on_resume_is_the_runs_or_starts_anew(name, tmp_path):
+    then = two_values(name)[1]
+    own = settings.to_yaml(replace(Config(recipe="finetune"), **{name: then}))
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump({**own, "versions": {}}))
+    found = resume.find_run(config_of("--resume", tmp_path))
+    assert getattr(found, name) == (getattr(Config(), name) if OPTIONS[name].resume == ONCE else then)
+
+
+def test_every_field_is_an_option_and_says_what_resuming_does():
+    assert {item.name for item in fields(Config)} - OPTIONS.keys() == {"given"}
+    assert {option.resume for option in OPTIONS.values()} == {SAME, FREE, ONCE}
+    assert all(option.help and option.panel for option in OPTIONS.values())
+
+
+def test_another_recipe_brings_its_own_values_but_those_that_are_given(tmp_path):
+    own = settings.to_yaml(Config(recipe="finetune", lr=0.5))
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump({**own, "versions": {}}))
+    config = config_of("--resume", tmp_path, "--recipe", "deit", "--epochs", 7, "--allow-changes")
+    found = resume.find_run(config)
+    assert (found.epochs, found.batch_size, found.mixup, found.lr) == (7, 1024, 0.8, None)
+
+
+def test_a_run_of_a_development_version_is_not_resumed(tmp_path):
+    (tmp_path / "args.yaml").write_text("{recipe: {name: deit, lr: 1}, versions: {}}")
+    with pytest.raises(CheckpointError, match="development version"):
+        resume.find_run(Config(resume=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.range])
+def test_a_number_outside_its_range_is_refused(name):
+    low, high = (float(end) for end in OPTIONS[name].range[1:-1].split(","))
+    for value in (low - 1, high + 1, float("nan"), float("inf")):
+        if not low <= value <= high or value == float("inf"):
+            with pytest.raises(UsageError, match=f"^{settings.flag(name)} must be a finite number"):
+                settings.check(Config(**{name: value}))
 
 
 # --- a run's own args.yaml

@@ -111,14 +111,14 @@ def test_learned_strengths_come_back_as_they_were_learned(small, tmp_path):
 
 KILLED_WHILE_SAVING = """
 import resource, signal, sys
-from timm_neutreno_cli.engine import run
+from timm_neutreno_cli.engine import save as module
 from timm_neutreno_cli.main import adapt_main
-real = run.save_pretrained
+real = module.save_pretrained
 def save(*args, **kwargs):
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     real(*args, **kwargs)
-run.save_pretrained = save
+module.save_pretrained = save
 adapt_main()
 """
 
