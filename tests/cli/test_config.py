@@ -202,7 +202,12 @@ def two_values(name: str) -> tuple[object, object]:
         return "finetune", "deit"
     if isinstance(default, list | dict):
         return (["one"], ["two"]) if isinstance(default, list) else ({"one": 1}, {"two": 2})
-    one, two = {bool: (True, not default), int: (3, 5), float: (0.5, 0.75), str: ("one", "two")}[kind]
+    one, two = {
+        bool: (True, default is not None and not default),
+        int: (3, 5),
+        float: (0.5, 0.75),
+        str: ("one", "two"),
+    }[kind]
     return one if default is None else default, two
 
 

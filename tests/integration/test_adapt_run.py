@@ -191,22 +191,6 @@ def test_another_head_and_another_size_are_said(adapt, images, tmp_path):
     assert "new head" in (run / "README.md").read_text()
 
 
-def test_folder_without_a_split_is_split_by_class_and_seed(images):
-    from timm_neutreno_cli.config import Config
-    from timm_neutreno_cli.data import sources as data
-
-    def split(seed: int):
-        return data.open_datasets(Config(data=str(images / "train"), val_split="0.25", seed=seed))
-
-    one, again, other = split(0), split(0), split(1)
-    for part, count in (("train", 9), ("val", 3)):
-        samples = getattr(one, part).reader.samples
-        assert [sum(target == label for _, target in samples) for label in (0, 1)] == [count, count]
-        assert samples == getattr(again, part).reader.samples
-    assert set(one.val.reader.samples) != set(other.val.reader.samples)
-    assert not set(one.val.reader.samples) & set(one.train.reader.samples)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_images_are_skipped_and_counted(adapt, images, tmp_path, workers):
     import shutil
@@ -299,12 +283,3 @@ def test_a_head_for_other_classes_of_the_same_number_is_not_kept(adapt, images, 
     _, second, said = adapt("--no-control", checkpoint=first, data=tmp_path / "renamed", name="second")
     assert "initialised anew: classes blue, red, ... in checkpoint, cold, warm, ... in data" in said
     assert "| new head |" in (second / "README.md").read_text()
-
-
-def test_limit_batches_evaluates_every_class(images):
-    from timm_neutreno_cli.config import Config
-    from timm_neutreno_cli.data import sources as data
-
-    found = data.open_datasets(Config(data=str(images)))
-    data.subsample(found.val, 4)
-    assert [target for _, target in found.val.reader.samples] == [0, 0, 1, 1]

@@ -69,6 +69,7 @@ def wait_for(process: subprocess.Popen, path: Path, seconds: float = 120) -> Non
 KILLED = {
     "everything": (20, ["--drop-path", 0.3, "--random-erasing", 0.5, "--mixup", 0.5, "--ema-decay", 0.9,
                         "--fidelity-warmup", 1.5, "--repeated-aug", 2, "--patience", 3]),
+    "three arms, two seeds": (6, ["--method", "neutreno", "--method", "gfsa", "--seeds", 2]),
     "learned strengths": (6, ["--learnable-fidelity", "head", "--fidelity-warmup", 1.5, "--ema-decay", 0.9]),
 }  # fmt: skip
 
@@ -90,7 +91,8 @@ def test_killed_at_random_instants_and_resumed(small, tmp_path, name):
     assert report["status"] == 0, report["log"]
     assert len(report["kills"]) == kills
     for run in report["runs"]:
-        assert_same_run(tmp_path / "whole", tmp_path / run)
+        for folder in [*(tmp_path / "whole").glob("seed-*")] or [tmp_path / "whole"]:
+            assert_same_run(folder, tmp_path / run / folder.relative_to(tmp_path / "whole"))
 
 
 def test_learned_strengths_come_back_as_they_were_learned(small, tmp_path):

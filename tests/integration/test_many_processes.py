@@ -15,7 +15,6 @@ import torch
 from integration import small_run
 from timm.utils.misc import natural_key
 from timm_neutreno_cli.data.order import ResumableSampler
-from timm_neutreno_cli.runtime import processes
 
 EXACT = ["--drop-path", 0]  # the noise of dropped paths is drawn by each process for its own images
 
@@ -107,18 +106,6 @@ def test_under_slurms_environment(small, alone, tmp_path):
     (out, _), (nothing, _) = (small_run.finish(task) for task in tasks)
     assert nothing == ""
     assert_equal_up_to_rounding(small, alone, json.loads(out), tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("nodelist", "host"),
-    [("gpu07", "gpu07"), ("gpu[07-09,12],login1", "gpu07"), ("a-1,b-2", "a-1"), ("n[1,3]-ib", "n1-ib")],
-)
-def test_first_host_of_slurms_notation(nodelist, host):
-    assert processes.first_host(nodelist) == host
-
-
-def test_a_batch_script_outside_srun_is_one_process():
-    assert processes.environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}) == {}
 
 
 def test_a_batch_that_cannot_be_dealt_out(small, tmp_path):
