@@ -281,3 +281,31 @@ def test_one_meaning_in_any_order():
     assert torch.equal(one(X), spread(other)(X))
     assert one._model_args == other._model_args
     assert one._model_args["method"] == "neutreno+featscale"
+
+
+@pytest.mark.parametrize("key", ["vit", "vit_norms", "dinov3", "rel_pos"])
+def test_symmetric_folds_into_a_plain_timm_model(key):
+    """Key rows copied over the query rows, and key norms over query norms: timm's own model of the same function."""
+    model, plain = patched(key, "symmetric"), build(key)
+    for block in plain.blocks:
+        qkv, C = block.attn.qkv, block.attn.qkv.in_features
+        with torch.no_grad():
+            for p in filter(lambda p: p is not None, (qkv.weight, qkv.bias)):
+                p[:C] = p[C : 2 * C]
+            if getattr(block.attn, "q_bias", None) is not None:
+                block.attn.q_bias.copy_(block.attn.k_bias)
+        block.attn.q_norm = block.attn.k_norm
+    assert relative(plain(X), model(X)) < 1e-5
+
+
+def test_symmetric_freezes_what_only_makes_queries_and_unpatch_frees_it():
+    for key in ("gemma4", "vit_norms", "sapiens2_gqa"):
+        model = build(key)
+        unused = {n for n, _ in model.named_parameters() if ".q_proj." in n or ".q_norm." in n}
+        timm_neutreno.patch(model, "symmetric")
+        assert unused
+        assert {name for name, p in model.named_parameters() if not p.requires_grad} == unused
+        model(X).sum().backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        timm_neutreno.unpatch(model)
+        assert all(p.requires_grad for p in model.parameters())

@@ -34,19 +34,26 @@ def find_run(config: Config) -> Config:
         config = replace(config, resume=config.output if (Path(config.output) / ARGUMENTS).exists() else None)
     if config.resume is None:
         return config
-    own = from_yaml(read_arguments(Path(config.resume)))
+    folder = Path(config.resume)
+    own = from_yaml(read_arguments(folder))
+    _check_changes(config, own, folder)
+    for seed in sorted(path.parent for path in folder.glob(f"seed-*/{ARGUMENTS}")):  # a change must suit all that began
+        given = config.given - {"seed", "seeds"}
+        _check_changes(replace(config, given=given), from_yaml(read_arguments(seed)), seed)
+    return resumed(config, own)
+
+
+def _check_changes(config: Config, own: Config, folder: Path) -> None:
     changed = changes(config, own)
-    epochs = own.epochs, config.epochs
-    if (Path(config.resume) / RESULTS).exists():
-        if "epochs" in changed and epochs[1] > epochs[0]:  # the one change that makes a finished run go on
+    if (folder / RESULTS).exists():
+        if "epochs" in changed and config.epochs > own.epochs:  # the one change that makes a finished run go on
             del changed["epochs"]
         if changed:
             raise UsageError(
-                f"--resume {config.resume}: the run is finished, and {_differences(changed)}. More --epochs would make "
+                f"--resume {folder}: the run is finished, and {_differences(changed)}. More --epochs would make "
                 "it go on; for anything else start another run, with another --output."
             )
     _refuse(config, changed)
-    return resumed(config, own)
 
 
 def read_arguments(directory: Path) -> dict[str, Any]:

@@ -111,6 +111,20 @@ def test_a_run_of_several_seeds_keeps_its_seeds(resume, tmp_path):
     assert "--seeds 2 in the run, 1 now" in resume(tmp_path, "--seeds", 1, code=2)[1]
 
 
+def test_a_change_that_one_seed_refuses_reaches_none(runs, resume, tmp_path):
+    """The first seed is finished and could be made longer, the second is under way and takes a change if allowed."""
+    arguments = yaml.safe_load((runs / "plain" / "args.yaml").read_text())
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump({**arguments, "seeds": 2}))
+    for seed in (0, 1):
+        shutil.copytree(runs / "plain", tmp_path / f"seed-{seed}")
+    (tmp_path / "seed-1" / "results.json").unlink()
+    before = content(tmp_path)
+    assert f"{tmp_path}: --epochs 2 in the run, 4 now" in resume(tmp_path, "--epochs", 4, code=2)[1]
+    line = resume(tmp_path, "--lr", 0.5, "--allow-changes", code=2)[1]
+    assert f"{tmp_path / 'seed-0'}: the run is finished, and --lr 0.001 in the run, 0.5 now" in line
+    assert content(tmp_path) == before
+
+
 # --- a finished run
 
 
