@@ -163,11 +163,10 @@ def _is_name(text: str) -> bool:
 def _architecture(name: str) -> str:
     """The timm name without prefix and tag, short names spelled out."""
     from timm_neutreno.names import base_name
-
-    from ..engine.checkpoint import SHORT_NAMES
+    from timm_neutreno.neutreno_vit import ALIASES
 
     name = base_name(name).split(".")[0]
-    return SHORT_NAMES.get(name, name)
+    return ALIASES.get(name, name)
 
 
 def _source(text: str, arch: str | None, pretrained: bool) -> Source:

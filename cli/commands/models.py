@@ -17,7 +17,7 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """List the models that `neutreno-adapt --checkpoint` and `timm.create_model("neutreno_...")` know."""
-    rows = find(pattern, params)
+    rows = list_models(pattern, params)
     if as_json:
         print(json.dumps(list(rows)))
         return
@@ -26,7 +26,7 @@ def models(
         print(f"{row['name']:<48} {row['family']:<28} {count}{', '.join(row['tags'])}", flush=True)
 
 
-def find(pattern: str, params: bool) -> Iterator[dict[str, Any]]:
+def list_models(pattern: str, params: bool) -> Iterator[dict[str, Any]]:
     """Yield name, twin, family (timm's module), tags with weights, and parameters if asked for.
 
     Raises:

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 import timm_neutreno
 from timm_neutreno import demo
 from timm_neutreno.names import METHOD_ARGUMENTS, PREFIX, base_name, neutreno_name
+from timm_neutreno.neutreno_vit import ALIASES
 
 from ..errors import CheckpointError, HubError, UsageError, one_line
 from . import weights as weight_files
 
-SHORT_NAMES = {f"deit_{size}": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 
 
@@ -116,11 +116,11 @@ def resolve_checkpoint(
 def _known(arch: str, where: str = "") -> str:
     """The timm name of an architecture that has a twin."""
     arch = base_name(arch)
-    arch = SHORT_NAMES.get(arch, arch)
+    arch = ALIASES.get(arch, arch)
     if timm.is_model(neutreno_name(arch)):
         return arch
     if not timm.is_model(arch):
-        names = [*timm_neutreno.supported_models(), *SHORT_NAMES]
+        names = [*timm_neutreno.supported_models(), *ALIASES]
         near = difflib.get_close_matches(arch, names, n=3) or ["deit_tiny", "vit_small_patch16_224"]
         raise CheckpointError(f"unknown model {arch!r}{where}. Did you mean: {', '.join(near)}?")
     with torch.device("meta"):

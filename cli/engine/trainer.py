@@ -151,7 +151,7 @@ class Trainer:
             with self._unsynchronised() if part + 1 < config.accumulate else nullcontext(), self.autocast:
                 loss = self.task(images, target)["loss"] / config.accumulate
                 self.scaler.scale(loss).backward()
-            figures += torch.stack([loss.detach().float(), (step + 1) * images.float().mean()])
+            figures += torch.stack([loss.detach().float(), (step + 1) * images.float().mean() / config.accumulate])
         self._update(total)
         self.pending_losses.append(figures)
         return waited
