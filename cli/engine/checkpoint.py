@@ -5,21 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RevisionNotFoundError,
-)
-from safetensors import SafetensorError
 from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg_value, split_model_name_tag
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
@@ -29,8 +20,9 @@ from timm_neutreno import demo
 from timm_neutreno.names import METHOD_ARGUMENTS, PREFIX, base_name, neutreno_name
 from timm_neutreno.neutreno_vit import ALIASES
 
-from ..errors import CheckpointError, HubError, UsageError, one_line
+from ..errors import CheckpointError, UsageError, one_line
 from . import weights as weight_files
+from .load_errors import hub_errors, weight_errors
 
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 
@@ -267,7 +259,11 @@ def build(
     overlay = source.overlay
     if pretrained and source.weights is not None:  # timm would choose of several by itself, and know fewer prefixes
         overlay = {**overlay, "source": "", "file": None, "state_dict": dict(source.weights)}
-    with weight_errors(source), hub_errors(source.label), weight_files.compared(source.label, source.arch):
+    with (
+        weight_errors(source.label, source.arch),
+        hub_errors(source.label),
+        weight_files.compared(source.label, source.arch),
+    ):
         model = timm.create_model(
             neutreno_name(source.arch) if source.method else source.arch,
             pretrained=pretrained,
@@ -281,48 +277,3 @@ def build(
     if "state_dict" in overlay:
         weight_files.forget(model)
     return model
-
-
-@contextmanager
-def weight_errors(source: Source) -> Iterator[None]:
-    """Turn what loading weights raises into a sentence."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise CheckpointError(f"{source.label} is truncated or not a safetensors file: {one_line(error)}.") from error
-    except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
-        if "state_dict" not in str(error):
-            raise CheckpointError(f"cannot load {source.label} as {source.arch}: {one_line(error)[:300]}") from error
-        raise CheckpointError(
-            f"the weights in {source.label} are not those of {source.arch}: {_first_mismatch(str(error))} "
-            "Name the right architecture with --arch, and constructor arguments with --model-kwargs key=value."
-        ) from error
-    except TypeError as error:
-        raise UsageError(f"{source.arch} does not take these --model-kwargs: {one_line(error)[:300]}.") from error
-
-
-def _first_mismatch(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines()[1:] if line.strip()]
-    return lines[0][:160].rstrip(". ") + "." if lines else ""
-
-
-@contextmanager
-def hub_errors(what: str) -> Iterator[None]:
-    """Turn the Hub client's exceptions into a sentence; its HTTP library's are matched by module, since it changes."""
-    instead = "Give a file or folder with --checkpoint, or leave it out for the embedded one, which needs no network."
-    try:
-        yield
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise HubError(
-            f"{what} is not in the local cache and the Hugging Face Hub cannot be reached. {instead}"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise HubError(f"{what} has no such revision: after the @ goes a branch, a tag or a commit of it.") from error
-    except HfHubHTTPError as error:
-        raise HubError(f"the Hugging Face Hub does not give {what}: {one_line(error)[:200]} {instead}") from error
-    except Exception as error:
-        if not type(error).__module__.startswith(("httpx", "requests", "urllib")):
-            raise
-        raise HubError(
-            f"no connection to the Hugging Face Hub for {what} ({one_line(error)[:100]}). {instead}"
-        ) from error

@@ -170,10 +170,10 @@ def test_what_is_trained(adapt, what, more, moving):
     ("options", "words"),
     [
         (["--epochs", "1", "--batch-size", "24", "--fidelity-warmup", "0.5"], "--fidelity-warmup 0.5 ends after"),
-        (["--trainable", "tail"], "all, attention, fidelity, head"),
+        (["--trainable", "tail"], "all, attention, strengths, fidelity, head"),
         (["--trainable", "fidelity"], "--learnable-fidelity"),
         (["--trainable", "fidelity", "--learnable-fidelity", "layer"], "--no-control"),
-        (["--amp-dtype", "float8"], "bfloat16 or float16"),
+        (["--amp-dtype", "float8"], "bfloat16, float16"),
         (["--time-limit", "-1"], "--time-limit"),
         (["--distill-weight", "2"], "--distill-weight"),
         (["--ema-decay", "1"], "--ema-decay"),
