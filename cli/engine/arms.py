@@ -116,10 +116,15 @@ class Models:
         self.learned = {**source.learned, **learned_strengths(self.original)}
 
     def build(self, arm: Arm) -> nn.Module:
-        """The arm's model as its training starts, on the device.
+        """The arm's model as its training starts, on the device. Errors as of `patched`."""
+        return self.patched(arm).to(self.device)
+
+    def patched(self, arm: Arm) -> nn.Module:
+        """The arm's model as its training starts, on the CPU.
 
         Raises:
             CheckpointError: If the method cannot be applied to the architecture.
+            UsageError: If it has no layers to act in.
         """
         model = copy.deepcopy(self.original)
         if is_patched(model):
@@ -138,7 +143,7 @@ class Models:
                     if own[name].shape != value.shape:
                         raise CheckpointError(f"{name} was learned per head or layer, and not as it is asked for now.")
                     own[name].data.copy_(value.detach())
-        return model.to(self.device)
+        return model
 
     def full_model(self, arm: Arm, weights: dict[str, Any]) -> nn.Module:
         """The arm's model with gathered weights of a sharded one; without weights, as it starts."""

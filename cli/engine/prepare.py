@@ -12,6 +12,8 @@ from timm.data import resolve_model_data_config
 from timm.models._input import get_model_input_config
 from torch import nn
 
+from timm_neutreno.names import neutreno_name
+
 from ..config import Config, check, resolve
 from ..data import loaders, sources
 from ..errors import UsageError
@@ -62,12 +64,14 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
     first = next(arm for arm in arms if arm.method)
     fidelity = first.options.get("fidelity", config.fidelity)
     config = replace(config, method=[arm.name for arm in arms if arm.method], fidelity=fidelity)
-    if config.push_to_hub and world.first and not config.dry_run:
-        hub.prepare(hub.target(config), f"neutreno_{source.arch}")  # last of all checks: it makes the repository
     models = Models(source, datasets, config, device)
+    for arm in arms:
+        models.patched(arm)  # what cannot be is refused now, and not after other arms have trained
     original: Any = models.original
     data_config = {**resolve_model_data_config(original), "input_size": get_model_input_config(original)["input_size"]}
     teacher = setup.load_teacher(config, datasets.num_classes, device)
+    if config.push_to_hub and world.first and not config.dry_run:
+        hub.prepare(hub.target(config), neutreno_name(source.arch))  # last of all checks: it makes the repository
     console = Console(config.quiet or not world.first)
     context = RunContext(config, device, world, console, stop, folder or str(directory))
 

@@ -201,9 +201,7 @@ class Trainer:
                 self._set_fidelity(self.state.epoch * self.steps + self.state.step - 1, model)
             assert self.val is not None
             stop = None if self.config.fsdp else context.stop  # of a sharded model one process alone cannot stop there
-            results[name] = evaluate(
-                model, self.val, context.device, self.autocast, similarity=similarity, stop=stop
-            )  # fmt: skip
+            results[name] = evaluate(model, self.val, context.device, self.autocast, similarity=similarity, stop=stop)
         return results
 
     # --- parts of it
@@ -287,13 +285,11 @@ class Trainer:
         """One line of the log, and one for the reader."""
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         known = {**sums, "lr": lr, "memory_mib": setup.peak_memory(self.context.device)}
-        batch_size, epochs = self.config.batch_size, self.config.epochs
-        record = epochs_report.record(
-            self.arm.name, self.state.epoch + 1, known, pace, batch_size, evaluations
-        )  # fmt: skip
+        arm, epoch, batch_size = self.arm.name, self.state.epoch + 1, self.config.batch_size
+        record = epochs_report.record(arm, epoch, known, pace, batch_size, evaluations)
         if self.loggers:
             self.loggers.log(record)
-        self.say(epochs_report.line(record, epochs))
+        self.say(epochs_report.line(record, self.config.epochs))
         # on the CPU loader and model share the cores; the first epoch starts the loader
         if self.state.epoch == 1 and self.context.device.type != "cpu" and (words := epochs_report.waiting(record)):
             self.context.console.warn(words)

@@ -78,6 +78,13 @@ def test_every_arm_loads_as_what_it_is(whole):
     assert root.blocks[1].attn.fidelity == pytest.approx(0.4)
 
 
+def test_a_method_that_cannot_be_is_refused_before_anything_is_trained(small, tmp_path):
+    argv = small_run.command(*small, "--output", tmp_path / "run", "--method", "gfsa", "--set", "layers=[7]")
+    _, err = small_run.finish(small_run.in_a_process(argv), 2)
+    assert "there is no block 7 among 3" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_killed_in_the_third_arm_it_ends_bit_equal(small, whole, tmp_path):
     run = tmp_path / "run"
     process = small_run.in_a_process(small_run.command(*small, "--output", run, *OPTIONS))
