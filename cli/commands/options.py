@@ -19,6 +19,7 @@ from .. import config as settings
 from ..config import ONCE, OPTIONS, Config
 from ..errors import UsageError, one_line
 
+TYPES = get_type_hints(Config)
 WRITTEN_BY_A_RUN = "versions"  # the key by which args.yaml is known from a file that a person wrote
 
 
@@ -57,7 +58,7 @@ def is_given(ctx: typer.Context, name: str) -> bool:
 
 def _parameter(item: Any) -> inspect.Parameter:
     """A field as Typer wants it."""
-    option, kind, default = OPTIONS[item.name], get_type_hints(Config)[item.name], settings.default(item)
+    option, kind, default = OPTIONS[item.name], TYPES[item.name], settings.default(item)
     if get_origin(kind) in (list, dict):
         kind, default = list[str] | None, None
     elif option.recipe:
