@@ -136,7 +136,7 @@ class Config:
     resume: str | None = _option(None, "Go on with this run; auto: with --output if it is a run, else start it.", LONG, ONCE)
     allow_changes: bool = _option(False, "Resume although settings or data differ.", LONG, ONCE)
     save_every_steps: int | None = _option(None, "Save inside epochs too.", LONG, FREE, range="[1, inf)")
-    time_limit: float | None = _option(None, "Hours after which the run saves and stops, to be resumed.", LONG, FREE, range="(0, inf)")
+    time_limit: float | None = _option(None, "Hours after which the run saves and stops, to be resumed.", LONG, ONCE, range="(0, inf)")
     dry_run: bool = _option(False, "Print the plan, from a few measured steps; write nothing.", RUN, ONCE)
     log: list[str] = _option([], "tensorboard, wandb or trackio, beside metrics.jsonl and metrics.csv; repeat.", RUN, FREE)
     seed: int = _option(0, "Seed of data order, augmentation, dropout and a new head.", RUN)

@@ -92,8 +92,7 @@ def test_the_card_is_valid_and_its_numbers_are_the_runs(pushed, tmp_path):
     section = card.text.partition("## Results")[2].partition("<!-- ")[0]
     known = json.dumps(results["table"]) + " ".join(results["verdict"]) + json.dumps(adapted["images"])
     assert set(re.findall(r"\d+(?:\.\d+)?", section)) <= set(re.findall(r"\d+(?:\.\d+)?", known))
-    for name, *cells in results["table"][1:]:
-        model = results["models"][name]
+    for model, (_, *cells) in zip(results["models"].values(), results["table"][1:], strict=True):
         figures = [
             f"{model['top1']:.2f}",
             f"{model['top5']:.2f}",
