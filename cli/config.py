@@ -246,6 +246,9 @@ def check(config: Config) -> None:
             raise UsageError(f"{flag(name)} must be a finite number in {option.range}, got {value}.")
         if option.choices and value is not None and value not in option.choices:
             raise UsageError(f"{flag(name)} takes {', '.join(option.choices)}; got {value!r}.")
+    for name in ("fidelity", "learnable_fidelity"):
+        if getattr(config, name) is not None and config.set.get(name, getattr(config, name)) != getattr(config, name):
+            raise UsageError(f"{flag(name)} {getattr(config, name)} and --set {name}={config.set[name]}: give one.")
     if config.val_fraction is not None and not 0 < config.val_fraction < 1:
         raise UsageError(f"--val-split is a name or a number between 0 and 1, got {config.val_split}.")
     if config.trainable == "fidelity" and not config.learnable_fidelity:
@@ -282,9 +285,7 @@ def resumed(config: Config, own: Config) -> Config:
     """The run's own config with what was given now put in; what holds for one start only is as it is now."""
     now = {name for name, option in OPTIONS.items() if name in config.given or option.resume == ONCE}
     changed = changes(config, own)
-    values = recipe_values(config.recipe or "") if "recipe" in changed else {}
-    if changed.keys() & {"recipe", "batch_size"}:
-        values["lr"] = None
+    values = {**recipe_values(config.recipe or ""), "lr": None} if "recipe" in changed else {}
     return replace(own, **{**values, **{name: getattr(config, name) for name in now}}, given=config.given)
 
 
