@@ -8,7 +8,7 @@ import timm
 
 import timm_neutreno
 
-LAZY = ("timm_neutreno.hub", "timm_neutreno.smoothing", "timm_neutreno.triton_attention", "matplotlib", "triton")
+LAZY = ("timm_neutreno.hub", "timm_neutreno.smoothing", "timm_neutreno.eigen", "timm_neutreno.cost", "matplotlib")
 
 
 def run(code: str) -> str:
