@@ -91,7 +91,7 @@ class Config:
     num_classes: int | None = _option(None, "Number of classes, for a source that does not say.", DATA, range="[1, inf)")
     skip_bad_images: bool = _option(False, "Pass over unreadable images, and count them.", DATA, FREE)
     workers: int | None = _option(None, "Data loader processes. (default: one per core but one, at most 8)", DATA, FREE, range="[0, inf)")
-    method: list[str] = _option([], "attnscale, gfsa, neutreno, ...; joined by + for several in one model; repeat for several models. (default: neutreno, or the checkpoint's own)", METHOD)
+    method: list[str] = _option([], "attnscale, gfsa, twicing, laplacian, xsa, neutreno, value_residual, kernel, symmetric or featscale; + joins several in one model; repeat for several models. (default: neutreno, or the checkpoint's own)", METHOD)
     set: dict[str, Any] = _option({}, "Strength of a method, or how it is learned: fidelity=0.4, learnable_fidelity=head; repeat.", METHOD, parse=parse_pairs)
     fidelity: float | None = _option(None, "Weight of NeuTRENO's term, as --set fidelity. (default: 0.6, or the checkpoint's own)", METHOD, range="(-inf, inf)")
     learnable_fidelity: str | None = _option(None, "layer or head: learn it, starting at --fidelity.", METHOD, choices=("layer", "head"))

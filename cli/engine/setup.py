@@ -117,6 +117,7 @@ def prepare(
     if config.ema_decay:
         task.setup_ema(decay=config.ema_decay, use_warmup=True)
     if config.compile:
+        torch.compiler.reset()  # what earlier arms compiled counts towards torch's limit of recompilations
         task.compile()
     if world.size > 1:
         task.prepare_distributed(device_ids=[device.index] if device.type == "cuda" else None)

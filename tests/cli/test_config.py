@@ -256,6 +256,19 @@ def test_every_field_is_an_option_and_says_what_resuming_does():
     assert all(option.help and option.panel for option in OPTIONS.values())
 
 
+def test_help_names_every_method_and_recipe():
+    from timm_neutreno import METHODS
+
+    assert all(name in OPTIONS["method"].help for name in METHODS)
+    assert all(name in OPTIONS["recipe"].help for name in settings.RECIPES)
+
+
+def test_two_values_of_one_option_are_refused():
+    settings.check(Config(fidelity=0.4, set={"fidelity": 0.4}))
+    with pytest.raises(UsageError, match=r"--fidelity 0.3 and --set fidelity=0.4: give one"):
+        settings.check(Config(fidelity=0.3, set={"fidelity": 0.4}))
+
+
 def test_another_recipe_brings_its_own_values_but_those_that_are_given(tmp_path):
     own = settings.to_yaml(Config(recipe="finetune", lr=0.5))
     (tmp_path / "args.yaml").write_text(yaml.safe_dump({**own, "versions": {}}))
