@@ -60,7 +60,8 @@ def run_seeds(config: Config, world: World, stop: StopSignal) -> Printed:
     """The same run with several seeds, each in a folder of its own; then their mean, spread and paired differences."""
     directory = run_directory(config, "seeds", world)
     split_seed = config.seed if config.split_seed is None else config.split_seed  # all seeds hold out the same images
-    if world.first and not config.dry_run:
+    finished = (directory / resume.RESULTS).exists() and resume.read_arguments(directory)["epochs"] == config.epochs
+    if world.first and not config.dry_run and not finished:
         files.make_directory(directory)
         resume.write_arguments(directory, config, {})
     documents = []
