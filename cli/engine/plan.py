@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ..reports.results import EVALUATIONS
+from ..reports.results import EVALUATIONS, RESULTS
 from ..runtime.loggers import CSV, JSONL
 from . import setup
 from .prepare import Parts
-from .resume import ARGUMENTS, RESULTS
+from .resume import ARGUMENTS
 from .save import WEIGHTS
 from .state import BEST, LAST, PREVIOUS
 from .trainer import Trainer

@@ -12,7 +12,7 @@ import yaml
 
 from ..config import OPTIONS, Config, changes, flag, from_yaml, resumed, to_yaml
 from ..errors import CheckpointError, UsageError, one_line
-from ..reports.results import RESULTS as RESULTS
+from ..reports.results import RESULTS
 from ..runtime import files
 
 ARGUMENTS, FINGERPRINT = "args.yaml", "data_fingerprint"

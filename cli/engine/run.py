@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,7 @@ from timm_neutreno.smoothing import plot_similarity
 from ..config import Config
 from ..errors import CliError, Interrupted, one_line
 from ..reports import seeds, tables
-from ..reports.results import Evaluations, RunResult
+from ..reports.results import RESULTS, Evaluations, RunResult
 from ..runtime import files, processes
 from ..runtime.processes import World
 from ..runtime.signals import StopSignal
@@ -60,7 +59,7 @@ def run_seeds(config: Config, world: World, stop: StopSignal) -> Printed:
     """The same run with several seeds, each in a folder of its own; then their mean, spread and paired differences."""
     directory = run_directory(config, "seeds", world)
     split_seed = config.seed if config.split_seed is None else config.split_seed  # all seeds hold out the same images
-    finished = (directory / resume.RESULTS).exists() and resume.read_arguments(directory)["epochs"] == config.epochs
+    finished = (directory / RESULTS).exists() and resume.read_arguments(directory)["epochs"] == config.epochs
     if world.first and not config.dry_run and not finished:
         files.make_directory(directory)
         resume.write_arguments(directory, config, {})
@@ -78,8 +77,7 @@ def run_seeds(config: Config, world: World, stop: StopSignal) -> Printed:
     if not world.first:
         return {}, ""
     document = {**seeds.summarise(documents), "output": str(directory)}
-    files.write_text(directory / resume.RESULTS, json.dumps(document, indent=2) + "\n")
-    files.write_text(directory / "README.md", seeds.readme(document))
+    seeds.write(document, directory)
     return document, seeds.text(document)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.task import TrainingTask
 from torch import nn
 
 from timm_neutreno.methods import STRENGTHS
@@ -19,7 +20,6 @@ from ..errors import CheckpointError, UsageError, one_line
 from ..runtime.console import Console
 from ..runtime.processes import World
 from ..runtime.signals import StopSignal
-from ..tasks import classification
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def load_teacher(config: Config, num_classes: int, device: torch.device) -> nn.M
 
 
 def prepare(
-    task: classification.TrainingTask, model: nn.Module, config: Config, device: torch.device, world: World
+    task: TrainingTask, model: nn.Module, config: Config, device: torch.device, world: World
 ) -> None:  # fmt: skip
     """Put what was asked for around the task's model, in the order in which it works; `model` stays the raw module."""
     if config.grad_checkpointing:

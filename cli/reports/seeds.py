@@ -6,13 +6,17 @@ seed, and its 95 % interval is Student's, widened for the number of methods that
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from ..errors import UsageError
+from ..runtime import files
 from . import tables, verdict
 from .intervals import paired
+from .results import RESULTS
 from .tables import METRICS, figure
 
 SAME = ("checkpoint", "data", "epochs")  # facts that runs must share to be compared
@@ -151,6 +155,12 @@ def _difference_cells(result: dict[str, Any]) -> list[list[str]]:
             interval = f"{found['low']:+.{digits}f} to {found['high']:+.{digits}f}"
             rows.append([f"{method}, {name}", *figures, interval])
     return rows
+
+
+def write(result: dict[str, Any], directory: Path) -> None:
+    """Write results.json and README.md of the folder that holds the runs."""
+    files.write_text(directory / RESULTS, json.dumps(result, indent=2) + "\n")
+    files.write_text(directory / "README.md", readme(result))
 
 
 def text(result: dict[str, Any]) -> str:

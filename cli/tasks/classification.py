@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.task import ClassificationEvaluator, ClassificationTask, LogitDistillationTask, TokenDistillationTask
-from timm.task import TrainingTask as TrainingTask
+from timm.task import (
+    ClassificationEvaluator,
+    ClassificationTask,
+    LogitDistillationTask,
+    TokenDistillationTask,
+    TrainingTask,
+)
 from torch import Tensor, nn
 
 from ..config import Config
