@@ -1,16 +1,16 @@
-"""Check that a wheel has what users need, and nothing else: python .ci/check_wheel.py FILE."""
+"""Check that a wheel has what users need, and nothing else: python .ci/check_wheel.py FILE, from the root."""
 
 import sys
 import zipfile
 from email import message_from_bytes
+from pathlib import Path
 
 NEEDED = (
-    "timm_neutreno/__init__.py",
     "timm_neutreno/py.typed",
-    "timm_neutreno/smoothing/__init__.py",
     "timm_neutreno/demo/config.json",
     "timm_neutreno/demo/model.safetensors",
-    "timm_neutreno_cli/main.py",
+    *(str(path) for path in Path("timm_neutreno").rglob("*.py")),
+    *(str(Path("timm_neutreno_cli", *path.parts[1:])) for path in Path("cli").rglob("*.py")),
 )
 REQUIRED = ("torch", "timm", "safetensors", "huggingface_hub", "typer", "rich", "pyyaml", "matplotlib")
 SCRIPTS = ("neutreno = timm_neutreno_cli.main:main", "neutreno-adapt = timm_neutreno_cli.main:adapt_main")

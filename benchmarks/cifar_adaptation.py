@@ -30,9 +30,8 @@ from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
-from timm_neutreno_cli import seeds
-from timm_neutreno_cli.data import thin
-from timm_neutreno_cli.summary import ADAPTED, BEFORE, CONTROL, UNADAPTED
+from timm_neutreno_cli.data.sources import subsample
+from timm_neutreno_cli.reports import seeds
 
 SHAPE: dict[str, Any] = {
     "img_size": 32,
@@ -122,7 +121,7 @@ def pretrain(data: Path, output: Path, options: argparse.Namespace) -> None:
     train = create_loader(ImageDataset(str(data / "train")), is_training=True, **augmentation, **common)
     val_images = ImageDataset(str(data / "val"))
     if options.limit_batches:
-        thin(val_images, options.limit_batches * options.batch_size)
+        subsample(val_images, options.limit_batches * options.batch_size)
     val = create_loader(val_images, **common)
     steps = min(len(train), options.limit_batches or len(train))
 
@@ -200,9 +199,9 @@ def write(result: dict[str, Any], runs: dict[str, list[dict[str, Any]]], output:
     for name, documents in runs.items():
         with_control = []
         for document, shared in zip(documents, runs[first], strict=True):
-            rows = {**document["models"], CONTROL: shared["models"][CONTROL]}
-            order = (BEFORE, UNADAPTED, CONTROL, ADAPTED)
-            with_control.append({**document, "models": {row: rows[row] for row in order}})
+            rows = {**document["models"], "control": shared["models"]["control"]}
+            order = ("checkpoint", "neutreno/start", "control", "neutreno")
+            with_control.append({**document, "models": {row: rows[row] for row in order if row in rows}})
         several = len(documents) > 1
         result["variants"][name] = {
             "options": variants(result["adaptation"]["epochs"])[name],
@@ -244,7 +243,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def overview(summary: dict[str, Any]) -> list[str]:
-    differences = (summary["differences"][metric] for metric in ("top1", "loss", "similarity"))
+    differences = (summary["differences"]["neutreno"][metric] for metric in ("top1", "loss", "similarity"))
     return [f"{value['mean']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})" for value in differences]
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import timm
 import torch
-from timm_neutreno_cli.photos import find_photos, photo_batches
+from timm_neutreno_cli.data.photos import find_photos, photo_batches
 
 import timm_neutreno
 from timm_neutreno.smoothing import METRICS, SIMILARITIES, measure, plot_similarity

@@ -83,17 +83,16 @@ def arguments() -> argparse.Namespace:
 
 def loader(folder: Path, device: torch.device, options: argparse.Namespace) -> tuple[Any, int]:
     """The train loader of `neutreno-adapt`, over train and val together; and how many files these are."""
-    from timm_neutreno_cli import data
-    from timm_neutreno_cli.config import AdaptConfig, Recipe
-    from timm_neutreno_cli.processes import Processes
+    from timm_neutreno_cli.config import Config
+    from timm_neutreno_cli.data import loaders, sources
+    from timm_neutreno_cli.runtime.processes import World
 
-    config = AdaptConfig(data=str(folder), workers=options.workers)
-    images = data.find(config)
+    config = Config(data=str(folder), workers=options.workers, batch_size=options.batch_size)
+    images = sources.open_datasets(config)
     images.train.reader.samples += images.val.reader.samples
     size = {"input_size": (3, options.img_size, options.img_size)}
     data_config = {**size, "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
-    recipe = Recipe(batch_size=options.batch_size)
-    found = data.train_loader(images, recipe, data_config, config, device, Processes())
+    found = loaders.train_loader(images, data_config, config, device, World())
     return found.batches, len(images.train)
 
 

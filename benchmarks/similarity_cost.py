@@ -18,7 +18,7 @@ from pathlib import Path
 
 import timm
 import torch
-from timm_neutreno_cli.photos import find_photos, photo_batches
+from timm_neutreno_cli.data.photos import find_photos, photo_batches
 
 from timm_neutreno.smoothing import watch
 

@@ -8,13 +8,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import processes
-from .adapt import adapt, show_version
-from .analyze import analyze
+from .commands.adapt import adapt, show_version
+from .commands.analyze import analyze
+from .commands.evaluate import evaluate
+from .commands.models import models
+from .commands.push import push
 from .errors import CliError, one_line
-from .evaluate_command import evaluate
-from .models import models
-from .push import push
+from .runtime import processes
 
 Version = Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")]
 
@@ -45,7 +45,7 @@ def run(commands: typer.Typer) -> None:
         if os.environ.get("NEUTRENO_DEBUG"):
             raise
         # an interruption comes to all, and the first one saves
-        if processes.rank() == 0 if error.exit_code == 130 else processes.may_speak():
+        if processes.rank() == 0 if error.exit_code == 130 else processes.claims_first_error():
             print(f"error: {where()}{one_line(error)}", file=sys.stderr)
         leave(error.exit_code)
     except KeyboardInterrupt:
@@ -54,7 +54,7 @@ def run(commands: typer.Typer) -> None:
     except Exception as error:
         if os.environ.get("NEUTRENO_DEBUG"):
             raise
-        if not processes.may_speak():
+        if not processes.claims_first_error():
             leave(1)
         print(
             f"error: {where()}unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of "

@@ -249,13 +249,14 @@ def test_a_repository_of_an_older_version_keeps_loading(hub, run):
     hub.repositories["alice/old"].revisions["v1"] = old
     pixels = "torch.linspace(-2, 2, 3 * 16 * 16).reshape(1, 3, 16, 16)"
     code = f"""
-from timm_neutreno_cli import checkpoint, errors
+from timm_neutreno_cli.engine import checkpoint
+from timm_neutreno_cli import errors
 for name in ("hf-hub:alice/old", "hf-hub:alice/old@v1"):
     m = fresh(name)
     torch.testing.assert_close(m({pixels})[0], torch.tensor([-1.399334, 0.261924]), rtol=1e-4, atol=1e-4)
 print(m.pretrained_cfg["label_names"], m._model_args["learnable_fidelity"])
 try:
-    checkpoint.find("hf-hub:alice/old@nope")
+    checkpoint.resolve_checkpoint("hf-hub:alice/old@nope")
 except errors.HubError as error:
     print(error)
 """

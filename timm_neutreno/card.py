@@ -23,6 +23,11 @@ HUB_LICENSES = (
     "apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gemma", "apple-ascl",
     "apple-amlr",
 )  # fmt: skip
+RECIPE = (  # of args.yaml: what one must know to do it again
+    "recipe", "epochs", "batch_size", "lr", "min_lr", "weight_decay", "warmup_epochs", "layer_decay", "drop_path",
+    "label_smoothing", "mixup", "cutmix", "random_erasing", "auto_augment", "color_jitter", "hflip", "crop_scale",
+    "clip_grad", "repeated_aug", "ema_decay", "trainable", "fidelity_warmup", "seed", "device", "amp", "limit_batches",
+)  # fmt: skip
 FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 LOCAL = re.compile(r"(?!(hf-hub:|hf_hub:|torch/|hfds/|hfids/|wds/|tfds/)).*[/\\]", re.IGNORECASE)
 
@@ -116,7 +121,7 @@ def _metadata(
         data |= {"base_model": results["base_model"], "base_model_relation": "finetune"}
     if dataset := _hub_dataset(results["data"]):
         data["datasets"] = [dataset]
-    adapted = results["models"][results["adapted"]]
+    adapted = results["models"][results["main"]]
     evaluated = [
         EvalResult(
             task_type="image-classification", dataset_type=dataset or _slug(shown(results["data"])),
@@ -199,7 +204,7 @@ def _results(results: dict[str, Any]) -> str:
     header, *rows = results["table"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    images = results["models"][results["adapted"]]["images"]
+    images = results["models"][results["main"]]["images"]
     return "\n".join(
         [
             "## Results",
@@ -217,8 +222,6 @@ def _results(results: dict[str, Any]) -> str:
 
 
 def _recipe(arguments: dict[str, Any]) -> str:
-    names = ("seed", "fidelity_warmup", "lr", "device", "amp", "limit_batches")
-    values = {**arguments.get("recipe", {}), **{name: arguments.get(name) for name in names}}
-    recipe = ", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, ""))
+    recipe = ", ".join(f"{key} {arguments[key]}" for key in RECIPE if arguments.get(key) not in (None, ""))
     versions = ", ".join(f"{key} {value}" for key, value in arguments.get("versions", {}).items())
     return f"## Recipe\n\n`neutreno-adapt` with {recipe}.\n\nVersions: {versions}."

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import timm_neutreno_cli.adaptation  # noqa: F401 - imported once, so that a fork starts at once
+import timm_neutreno_cli.engine.run  # noqa: F401 - imported once, so that a fork starts at once
 from integration import small_run
 from timm_neutreno_cli.main import adapt_main
 

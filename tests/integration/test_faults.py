@@ -17,6 +17,7 @@ import yaml
 from integration import small_run
 
 HERE = Path(__file__).parent
+NEUTRENO = "arms/neutreno"
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +37,18 @@ def figures(run: Path) -> dict:
     """All that a run has measured, but for times."""
     timed = ("images_per_second", "data_wait_share", "memory_mib")
     logs = {}
-    for arm in (run, run / "control"):
+    for arm in (run / "arms").iterdir():
         records = [json.loads(line) for line in (arm / "metrics.jsonl").read_text().splitlines()]
-        logs[arm.name if arm != run else ""] = [{k: v for k, v in r.items() if k not in timed} for r in records]
+        logs[arm.name] = [{k: v for k, v in r.items() if k not in timed} for r in records]
     return {"results": json.loads((run / "results.json").read_text())["models"], "logs": logs}
 
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Bit-equal: figures, weights, optimizer."""
     assert figures(one) == figures(other)
-    for arm in ("", "control"):
-        first, second = (torch.load(run / arm / "last.pth.tar") for run in (one, other))
-        assert first["progress"] == second["progress"]
+    for arm in (one / "arms").iterdir():
+        first, second = (torch.load(run / "arms" / arm.name / "last.pth.tar") for run in (one, other))
+        assert first["train_state"] == second["train_state"]
         for kind in ("state_dict", "state_dict_ema"):
             assert first.get(kind, {}).keys() == second.get(kind, {}).keys()
             for name, value in first.get(kind, {}).items():
@@ -68,6 +69,7 @@ def wait_for(process: subprocess.Popen, path: Path, seconds: float = 120) -> Non
 KILLED = {
     "everything": (20, ["--drop-path", 0.3, "--random-erasing", 0.5, "--mixup", 0.5, "--ema-decay", 0.9,
                         "--fidelity-warmup", 1.5, "--repeated-aug", 2, "--patience", 3]),
+    "three arms, two seeds": (6, ["--method", "neutreno", "--method", "gfsa", "--seeds", 2]),
     "learned strengths": (6, ["--learnable-fidelity", "head", "--fidelity-warmup", 1.5, "--ema-decay", 0.9]),
 }  # fmt: skip
 
@@ -89,7 +91,8 @@ def test_killed_at_random_instants_and_resumed(small, tmp_path, name):
     assert report["status"] == 0, report["log"]
     assert len(report["kills"]) == kills
     for run in report["runs"]:
-        assert_same_run(tmp_path / "whole", tmp_path / run)
+        for folder in [*(tmp_path / "whole").glob("seed-*")] or [tmp_path / "whole"]:
+            assert_same_run(folder, tmp_path / run / folder.relative_to(tmp_path / "whole"))
 
 
 def test_learned_strengths_come_back_as_they_were_learned(small, tmp_path):
@@ -98,9 +101,9 @@ def test_learned_strengths_come_back_as_they_were_learned(small, tmp_path):
     options = ["--learnable-fidelity", "head", "--fidelity-warmup", 1, "--ema-decay", 0.9, "--save-every-steps", 1]
     small_run.finish(start(small, "--output", run, "--lr", 1e-2, *options))
     shutil.copytree(run, tmp_path / "whole")
-    learned = torch.load(run / "last.pth.tar")["state_dict"]["blocks.1.attn.fidelity"]
+    learned = torch.load(run / NEUTRENO / "last.pth.tar")["state_dict"]["blocks.1.attn.fidelity"]
     assert (learned - 0.6).abs().max() > 1e-3
-    for arm in (run, run / "control"):  # as if it had been killed in its last step
+    for arm in (run / "arms").iterdir():  # as if it had been killed in its last step
         (arm / "previous.pth.tar").rename(arm / "last.pth.tar")
         (arm / "model.safetensors").unlink()
     (run / "results.json").unlink()
@@ -110,14 +113,14 @@ def test_learned_strengths_come_back_as_they_were_learned(small, tmp_path):
 
 KILLED_WHILE_SAVING = """
 import resource, signal, sys
-from timm_neutreno_cli import adaptation
+from timm_neutreno_cli.engine import save as module
 from timm_neutreno_cli.main import adapt_main
-real = adaptation.save_pretrained
+real = module.save_pretrained
 def save(*args, **kwargs):
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     real(*args, **kwargs)
-adaptation.save_pretrained = save
+module.save_pretrained = save
 adapt_main()
 """
 
@@ -128,9 +131,9 @@ def test_killed_in_the_middle_of_model_safetensors(small, tmp_path):
     argv = small_run.command(*small, "--output", run)
     killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, *argv[1:]], capture_output=True, timeout=240)
     assert killed.returncode == -signal.SIGXFSZ, killed.stderr
-    assert any((run / "control" / ".saving").iterdir())
+    assert any((run / NEUTRENO / ".saving").iterdir())
     resume("--resume", run)
-    assert (run / "control" / "model.safetensors").exists()
+    assert (run / NEUTRENO / "model.safetensors").exists()
     assert not any(run.rglob(".saving"))
 
 
@@ -139,13 +142,13 @@ def test_a_signal_saves_and_ends_with_130_and_the_way_on(small, tmp_path, name):
     """Ctrl-C, a scheduler's end, and SLURM's pre-emption signal."""
     run = tmp_path / "run"
     process = start(small, "--epochs", 400, "--output", run, "--no-control")
-    wait_for(process, run / "last.pth.tar")
+    wait_for(process, run / NEUTRENO / "last.pth.tar")
     process.send_signal(getattr(signal, name))
     _, err = small_run.finish(process, 130)
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert f"interrupted by {name}" in line
     assert line.endswith(f"neutreno-adapt --resume {run}")
-    progress = torch.load(run / "last.pth.tar")["progress"]
+    progress = torch.load(run / NEUTRENO / "last.pth.tar")["train_state"]
     assert progress["epoch"] or progress["step"]
     process = small_run.in_a_process(["neutreno-adapt", "--resume", str(run)])
     first = process.stderr.readline()
@@ -163,7 +166,7 @@ def test_nohup_goes_on_when_the_terminal_goes(small, tmp_path):
         ["nohup", sys.executable, "-m", "timm_neutreno_cli.main", *command], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    wait_for(process, run / "last.pth.tar")
+    wait_for(process, run / NEUTRENO / "last.pth.tar")
     process.send_signal(signal.SIGHUP)
     small_run.finish(process)
     assert (run / "results.json").exists()
@@ -172,28 +175,32 @@ def test_nohup_goes_on_when_the_terminal_goes(small, tmp_path):
 def test_a_run_that_was_stopped_ends_bit_equal(small, tmp_path):
     small_run.finish(start(small, "--epochs", 6, "--output", tmp_path / "whole"))
     process = start(small, "--epochs", 6, "--output", tmp_path / "stopped")
-    wait_for(process, tmp_path / "stopped" / "metrics.jsonl")
+    wait_for(process, tmp_path / "stopped" / NEUTRENO / "metrics.jsonl")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert process.returncode in (130, 0)
     resume("--resume", tmp_path / "stopped")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
     out, _ = resume("--resume", tmp_path / "stopped")  # a finished run only prints its result again
-    assert "NeuTRENO, adapted" in out
+    assert "neutreno, adapted" in out
 
 
 def test_several_seeds_resume_with_their_own_settings(small, tmp_path):
     """Stopped in the first of two seeds: the second one, which had not begun, is run with the first one's settings."""
-    options = ["--seeds", 2, "--epochs", 3, "--smoothing", 0.2, "--seed", 4]
+    options = ["--seeds", 2, "--epochs", 3, "--label-smoothing", 0.2, "--seed", 4]
     small_run.finish(start(small, *options, "--output", tmp_path / "whole"))
     process = start(small, *options, "--output", tmp_path / "stopped")
-    wait_for(process, tmp_path / "stopped" / "seed-4" / "control" / "last.pth.tar")
+    wait_for(process, tmp_path / "stopped" / "seed-4" / "arms" / "control" / "last.pth.tar")
     process.send_signal(signal.SIGTERM)
     _, err = small_run.finish(process, 130)
     assert err.strip().endswith(f"--resume {tmp_path / 'stopped'}")
     resume("--resume", tmp_path / "stopped")
     for seed in (4, 5):
         assert_same_run(tmp_path / "whole" / f"seed-{seed}", tmp_path / "stopped" / f"seed-{seed}")
+    before = {path: path.read_bytes() for path in (tmp_path / "stopped").rglob("*") if path.is_file()}
+    out, _ = resume("--resume", tmp_path / "stopped")  # finished: it only says so again
+    assert "mean of 2 seeds" in out
+    assert {path: path.read_bytes() for path in (tmp_path / "stopped").rglob("*") if path.is_file()} == before
 
 
 def test_time_limit(small, tmp_path):
@@ -202,7 +209,7 @@ def test_time_limit(small, tmp_path):
         start(small, "--epochs", 4000, "--output", run, "--no-control", "--time-limit", 4 / 3600), 130
     )
     assert "stopped by --time-limit" in err
-    assert (run / "last.pth.tar").exists()
+    assert (run / NEUTRENO / "last.pth.tar").exists()
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +217,8 @@ def finished(small, tmp_path_factory) -> Path:
     """A run that was killed after its control, in the last epoch of the adapted model."""
     run = tmp_path_factory.mktemp("finished") / "run"
     small_run.finish(start(small, "--output", run, "--save-every-steps", 1))
-    for name in ("results.json", "model.safetensors", "config.json", "README.md", "similarity.png"):
+    weights = [f"{folder}{name}" for folder in ("", f"{NEUTRENO}/") for name in ("model.safetensors", "config.json")]
+    for name in ("results.json", "README.md", "similarity.png", *weights):
         (run / name).unlink()
     return run
 
@@ -219,7 +227,7 @@ def finished(small, tmp_path_factory) -> Path:
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished, tmp_path, damage):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    last = run / "last.pth.tar"
+    last = run / NEUTRENO / "last.pth.tar"
     content = bytearray(last.read_bytes())
     if damage == "flipped":
         content[len(content) // 2] ^= 1
@@ -229,17 +237,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(finished, tmp_
     assert str(last) in warning
     assert "previous.pth.tar" in warning
     expected = json.loads((finished / "evaluations.json").read_text())
-    assert (
-        json.loads((run / "results.json").read_text())["models"]["NeuTRENO, adapted"]["loss"]
-        == (expected["NeuTRENO, adapted"]["loss"])
-    )
+    assert json.loads((run / "results.json").read_text())["models"]["neutreno"] == expected["neutreno"]
 
 
 def test_when_no_checkpoint_is_whole(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     for name in ("last.pth.tar", "previous.pth.tar"):
-        (run / name).write_bytes(b"PK")
+        (run / NEUTRENO / name).write_bytes(b"PK")
     _, err = resume("--resume", run, code=4)
     assert "Nothing can be resumed" in err
 
@@ -284,8 +289,8 @@ def test_a_full_disk_keeps_what_was_saved(small, tmp_path):
     try:
         _, err = small_run.finish(start(small, "--epochs", 50, "--output", disk / "run", "--save-every-steps", 1), 6)
         assert "No space left on device" in err or "the disk is full" in err
-        kept = disk / "run" / "control" / "last.pth.tar"
-        before = torch.load(kept)["progress"]
+        kept = disk / "run" / "arms" / "control" / "last.pth.tar"
+        before = torch.load(kept)["train_state"]
         subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
         process = small_run.in_a_process(["neutreno-adapt", "--resume", str(disk / "run")])
         line = process.stderr.readline()
@@ -305,11 +310,12 @@ def test_not_a_number_names_step_and_files(small, tmp_path):
         start(small, "--output", run, "--no-control", "--lr", 1e30, "--warmup-epochs", 0, "--clip-grad", 0), 7
     )
     assert "the loss became nan in step" in err or "the loss became inf in step" in err
-    listed = json.loads((run / "not_finite.json").read_text())
+    listed = json.loads((run / NEUTRENO / "not_finite.json").read_text())
     assert len(listed["files"]) == 8
     assert all(Path(file).exists() for file in listed["files"])
-    if (run / "last.pth.tar").exists():
-        assert all(torch.isfinite(value).all() for value in torch.load(run / "last.pth.tar")["state_dict"].values())
+    last = run / NEUTRENO / "last.pth.tar"
+    if last.exists():
+        assert all(torch.isfinite(value).all() for value in torch.load(last)["state_dict"].values())
 
 
 def test_data_that_vanishes(small, tmp_path):
@@ -317,7 +323,7 @@ def test_data_that_vanishes(small, tmp_path):
     copy, run = tmp_path / "images", tmp_path / "run"
     shutil.copytree(images, copy)
     process = small_run.in_a_process(small_run.command(copy, weights, "--epochs", 400, "--output", run, "--no-control"))
-    wait_for(process, run / "last.pth.tar")
+    wait_for(process, run / NEUTRENO / "last.pth.tar")
     (copy / "train" / "blue" / "3.jpg").unlink()
     _, err = small_run.finish(process, 3)
     assert str(copy / "train" / "blue" / "3.jpg") in err
@@ -331,7 +337,7 @@ def test_data_that_vanishes(small, tmp_path):
 def test_a_dead_data_worker(small, tmp_path):
     run = tmp_path / "run"
     process = start(small, "--epochs", 400, "--output", run, "--no-control", "--workers", 1)
-    wait_for(process, run / "last.pth.tar")
+    wait_for(process, run / NEUTRENO / "last.pth.tar")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in children:
         os.kill(int(child), signal.SIGKILL)
@@ -344,7 +350,7 @@ def test_a_dead_data_worker(small, tmp_path):
 def test_out_of_memory_names_the_knobs(small, tmp_path):
     """65,536 tokens without fused attention, in an address space that holds no such matrix."""
     limited = (
-        "import resource, sys\nimport torch, timm_neutreno_cli.adaptation\n"
+        "import resource, sys\nimport torch, timm_neutreno_cli.engine.run\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 1_500_000_000,) * 2)\n"
         "from timm_neutreno_cli.main import adapt_main\nadapt_main()"

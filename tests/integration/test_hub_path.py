@@ -59,7 +59,7 @@ def test_loaded_by_name_elsewhere_it_has_the_runs_accuracy(pushed):
     elsewhere = start(EVALUATE, hub, tmp_path, home="empty", token=None)
     assert elsewhere.returncode == 0, elsewhere.stderr
     found = json.loads(elsewhere.stdout)
-    adapted = results["models"]["NeuTRENO, adapted"]
+    adapted = results["models"]["neutreno"]
     assert (found["top1"], found["images"]) == (adapted["top1"], adapted["images"])
     assert found["labels"] == list("0123456789")
 
@@ -84,7 +84,7 @@ def test_the_card_is_valid_and_its_numbers_are_the_runs(pushed, tmp_path):
     path.write_bytes(hub.repositories["alice/neutreno-digits"].revisions["main"]["README.md"])
     card = ModelCard.load(path)
     results = json.loads((folder / "run" / "results.json").read_text())
-    adapted = results["models"]["NeuTRENO, adapted"]
+    adapted = results["models"]["neutreno"]
     assert [result.metric_value for result in card.data.eval_results] == [adapted["top1"], adapted["top5"]]
     assert (card.data.library_name, card.data.license) == ("timm", "apache-2.0")
     assert card.text.index("import timm_neutreno") < card.text.index("import timm\n")
@@ -92,8 +92,7 @@ def test_the_card_is_valid_and_its_numbers_are_the_runs(pushed, tmp_path):
     section = card.text.partition("## Results")[2].partition("<!-- ")[0]
     known = json.dumps(results["table"]) + " ".join(results["verdict"]) + json.dumps(adapted["images"])
     assert set(re.findall(r"\d+(?:\.\d+)?", section)) <= set(re.findall(r"\d+(?:\.\d+)?", known))
-    for name, *cells in results["table"][1:]:
-        model = results["models"][name]
+    for model, (_, *cells) in zip(results["models"].values(), results["table"][1:], strict=True):
         figures = [
             f"{model['top1']:.2f}",
             f"{model['top5']:.2f}",

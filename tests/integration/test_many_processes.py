@@ -14,8 +14,7 @@ import pytest
 import torch
 from integration import small_run
 from timm.utils.misc import natural_key
-from timm_neutreno_cli import processes
-from timm_neutreno_cli.order import Order
+from timm_neutreno_cli.data.order import ResumableSampler
 
 EXACT = ["--drop-path", 0]  # the noise of dropped paths is drawn by each process for its own images
 
@@ -38,7 +37,9 @@ def alone(small, tmp_path_factory) -> tuple[dict, Path]:
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["train_loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["train_loss"] for line in (folder / "arms/neutreno/metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def assert_equal_up_to_rounding(small, alone, document: dict, folder: Path) -> None:
@@ -48,7 +49,7 @@ def assert_equal_up_to_rounding(small, alone, document: dict, folder: Path) -> N
             assert model[key] == expected["models"][name][key]
         assert model["loss"] == pytest.approx(expected["models"][name]["loss"], rel=1e-5)
     assert losses(folder) == pytest.approx(losses(lonely), rel=1e-5)
-    weights, others = (torch.load(path / "last.pth.tar")["state_dict"] for path in (folder, lonely))
+    weights, others = (torch.load(path / "arms/neutreno/last.pth.tar")["state_dict"] for path in (folder, lonely))
     for name, value in weights.items():
         # Adam divides by the size of a gradient: one that is zero up to rounding (a key bias) moves by noise
         if "qkv.bias" not in name:
@@ -61,7 +62,7 @@ def test_two_processes_are_one_with_the_same_batch(small, alone, tmp_path):
     assert document["processes"] == 2
     assert err.count("2 processes, cpu") == 1  # one voice
     # evaluation without training between is the same to the last bit: 14 images are not padded to 16
-    for name in ("checkpoint as it came", "NeuTRENO, not adapted"):
+    for name in ("checkpoint", "neutreno/start"):
         assert document["models"][name] == alone[0]["models"][name]
 
 
@@ -107,18 +108,6 @@ def test_under_slurms_environment(small, alone, tmp_path):
     assert_equal_up_to_rounding(small, alone, json.loads(out), tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("nodelist", "host"),
-    [("gpu07", "gpu07"), ("gpu[07-09,12],login1", "gpu07"), ("a-1,b-2", "a-1"), ("n[1,3]-ib", "n1-ib")],
-)
-def test_first_host_of_slurms_notation(nodelist, host):
-    assert processes.first_host(nodelist) == host
-
-
-def test_a_batch_script_outside_srun_is_one_process():
-    assert processes.environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}) == {}
-
-
 def test_a_batch_that_cannot_be_dealt_out(small, tmp_path):
     _, err = run(small, tmp_path / "run", "--gpus", 2, "--batch-size", 7, code=2)
     (line,) = [line for line in err.splitlines() if line.startswith("error")]
@@ -145,7 +134,7 @@ def begin(small, folder: Path, *options: object) -> subprocess.Popen:
     argv = small_run.command(*small, "--output", folder, "--gpus", 2, "--epochs", 2000, "--no-control", *options)
     process = small_run.in_a_process(argv)
     end = time.monotonic() + 120
-    while not (folder / "last.pth.tar").exists():
+    while not (folder / "arms/neutreno/last.pth.tar").exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -155,7 +144,7 @@ def begin(small, folder: Path, *options: object) -> subprocess.Popen:
 def test_an_error_of_one_process_ends_all_and_is_the_only_one_shown(tmp_path):
     """A bad image that process 1 alone comes to, in the first step."""
     images, weights = small_run.make(tmp_path)
-    (keys, *_) = Order(24, 8, seed=0, rank=1, processes=2)
+    (keys, *_) = ResumableSampler(24, 8, seed=0, rank=1, processes=2)
     samples = sorted((images / "train").rglob("*.jpg"), key=lambda path: natural_key(str(path)))
     samples[keys[0][0]].write_bytes(b"no image")
     argv = small_run.command(images, weights, "--output", tmp_path / "run", "--gpus", 2, "--no-control")
@@ -187,7 +176,7 @@ def test_sigterm_to_the_launcher_saves_and_ends_with_130(small, tmp_path, sharde
     assert "interrupted by SIGTERM" in line
     assert line.endswith(f"--resume {folder}")
     assert "Everything up to then is saved" in line
-    assert torch.load(folder / "last.pth.tar")["progress"]["epoch"] >= 0
+    assert torch.load(folder / "arms/neutreno/last.pth.tar")["train_state"]["epoch"] >= 0
 
 
 @pytest.mark.parametrize("options", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
@@ -197,7 +186,7 @@ def test_two_processes_resume_where_they_were(small, tmp_path, options):
     folder = tmp_path / "run"
     argv = small_run.command(*small, "--output", folder, "--gpus", 2, "--no-control", "--epochs", 3, *options)
     _, err = small_run.finish(small_run.in_a_process([*argv, "--time-limit", "1e-5"]), 130)
-    assert torch.load(folder / "last.pth.tar")["progress"]["step"] == 1, err
+    assert torch.load(folder / "arms/neutreno/last.pth.tar")["train_state"]["step"] == 1, err
     out, _ = small_run.finish(small_run.in_a_process(["neutreno-adapt", "--resume", str(folder), "--json"]))
     resumed = json.loads(out)
     assert resumed["processes"] == 2

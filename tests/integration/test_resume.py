@@ -60,8 +60,9 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def log(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def log(folder: Path, arm: str = "neutreno") -> list[dict]:
+    """The records of an arm."""
+    return [json.loads(line) for line in (folder / "arms" / arm / "metrics.jsonl").read_text().splitlines()]
 
 
 # --- what was given
@@ -101,23 +102,26 @@ def test_what_the_run_was_made_with_may_be_given_again(runs, resume, tmp_path):
 def test_an_allowed_change_to_a_default_is_made(runs, resume, tmp_path):
     shutil.copytree(runs / "other", tmp_path / "run")
     resume(tmp_path / "run", "--control", "--allow-changes")
-    assert len(log(tmp_path / "run" / "control")) == 2
+    assert len(log(tmp_path / "run", "control")) == 2
 
 
 def test_a_run_of_several_seeds_keeps_its_seeds(resume, tmp_path):
-    (tmp_path / "seeds.json").write_text('{"seed": 4, "seeds": 2}')
-    assert "--seed is 4 in the run" in resume(tmp_path, "--seed", 0, code=2)[1]
-    assert "--seeds is 2 in the run" in resume(tmp_path, "--seeds", 1, code=2)[1]
+    (tmp_path / "args.yaml").write_text("{seed: 4, seeds: 2, versions: {}}")
+    assert "--seed 4 in the run, 0 now" in resume(tmp_path, "--seed", 0, code=2)[1]
+    assert "--seeds 2 in the run, 1 now" in resume(tmp_path, "--seeds", 1, code=2)[1]
 
 
 def test_a_change_that_one_seed_refuses_reaches_none(runs, resume, tmp_path):
-    """The first seed is finished and could be made longer, the second is under way."""
-    (tmp_path / "seeds.json").write_text('{"seed": 0, "seeds": 2}')
+    """The first seed is finished and could be made longer, the second is under way and takes a change if allowed."""
+    arguments = yaml.safe_load((runs / "plain" / "args.yaml").read_text())
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump({**arguments, "seeds": 2}))
     for seed in (0, 1):
         shutil.copytree(runs / "plain", tmp_path / f"seed-{seed}")
     (tmp_path / "seed-1" / "results.json").unlink()
     before = content(tmp_path)
-    assert f"{tmp_path / 'seed-1'}: --epochs 2 in the run, 4 now" in resume(tmp_path, "--epochs", 4, code=2)[1]
+    assert f"{tmp_path}: --epochs 2 in the run, 4 now" in resume(tmp_path, "--epochs", 4, code=2)[1]
+    line = resume(tmp_path, "--lr", 0.5, "--allow-changes", code=2)[1]
+    assert f"{tmp_path / 'seed-0'}: the run is finished, and --lr 0.001 in the run, 0.5 now" in line
     assert content(tmp_path) == before
 
 
@@ -146,7 +150,7 @@ def test_a_finished_run_refuses_changes(run, resume, options, words):
 
 def test_a_finished_run_prints_its_result_again(run, resume):
     before = content(run)
-    assert "NeuTRENO, adapted" in resume(run, "--workers", 1, "--epochs", 2)[0]
+    assert "neutreno, adapted" in resume(run, "--workers", 1, "--epochs", 2)[0]
     assert content(run) == before
 
 
@@ -159,14 +163,14 @@ def test_more_epochs_make_both_arms_longer(small, run, resume, tmp_path):
     _, err = resume(run, "--epochs", 4)
     assert "2 epochs are done, 4 asked for: every arm goes on" in err
     small_run.finish(small_run.in_a_process(small_run.command(*small, "--epochs", 4, "--output", tmp_path / "four")))
-    for arm in ("", "control"):
-        records, planned = log(run / arm), log(tmp_path / "four" / arm)
+    for arm in ("neutreno", "control"):
+        records, planned = log(run, arm), log(tmp_path / "four", arm)
         assert [record["epoch"] for record in records] == [1, 2, 3, 4]
         assert [record["lr"] for record in records[2:]] == [record["lr"] for record in planned[2:]]
         assert records[1]["lr"] != planned[1]["lr"]
-        assert torch.load(run / arm / "last.pth.tar")["progress"]["epoch"] == 4
+        assert torch.load(run / "arms" / arm / "last.pth.tar")["train_state"]["epoch"] == 4
     results = json.loads((run / "results.json").read_text())
-    for row in ("control, fidelity 0", "NeuTRENO, adapted"):
+    for row in ("control", "neutreno"):
         assert results["models"][row] != earlier["models"][row]
     assert json.loads((run / "results-2-epochs.json").read_text()) == earlier
     assert (results["epochs"], results["epochs_before"]) == (4, [2])
@@ -183,7 +187,7 @@ def test_a_longer_run_that_is_killed_ends_bit_equal(run, resume, tmp_path):
     argv = ["neutreno-adapt", "--resume", str(run), "--epochs", "12", "--save-every-steps", "1"]
     process = small_run.in_a_process(argv)
     wait_for(process, run / "results-2-epochs.json")
-    while len(log(run / "control")) < 4:
+    while len(log(run, "control")) < 4:
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -198,25 +202,26 @@ def test_a_longer_run_that_is_killed_ends_bit_equal(run, resume, tmp_path):
 def test_fewer_epochs_than_are_done_are_refused(small, run, resume, tmp_path):
     """Such a run trained for ever: it waited for an epoch that had passed."""
     process = small_run.in_a_process(small_run.command(*small, "--epochs", 400, "--output", tmp_path / "stopped"))
-    wait_for(process, tmp_path / "stopped" / "control" / "previous.pth.tar")
+    wait_for(process, tmp_path / "stopped" / "arms" / "control" / "previous.pth.tar")
     process.send_signal(signal.SIGTERM)
     small_run.finish(process, 130)
     (run / "results.json").unlink()
     for folder, arm in ((tmp_path / "stopped", "control"), (run, "control")):
-        done = torch.load(folder / arm / "last.pth.tar")["progress"]["epoch"]
+        done = torch.load(folder / "arms" / arm / "last.pth.tar")["train_state"]["epoch"]
         before = content(folder)
         for epochs in {1, max(done - 1, 1)}:
             _, err = resume(folder, "--epochs", epochs, "--allow-changes", code=2)
-            assert f"--epochs {epochs}: the control of {folder} has done {done} epochs already" in err
+            assert f"--epochs {epochs}: {folder}/arms/control has done {done} epochs already" in err
         assert content(folder) == before
 
 
 def test_a_change_of_the_epochs_reaches_the_arm_that_was_done(run, resume):
     """The control was finished, the adapted model not: both end with the same number of epochs."""
-    for name in ("results.json", "model.safetensors", "last.pth.tar", "previous.pth.tar"):
+    for name in ("results.json", *(f"arms/neutreno/{file}" for file in ("model.safetensors", "last.pth.tar"))):
         (run / name).unlink()
+    (run / "arms" / "neutreno" / "previous.pth.tar").unlink()
     resume(run, "--epochs", 3, "--allow-changes")
-    assert [len(log(run / arm)) for arm in ("control", "")] == [3, 3]
+    assert [len(log(run, arm)) for arm in ("control", "neutreno")] == [3, 3]
 
 
 def test_an_allowed_learning_rate_is_used(run, resume):
@@ -224,4 +229,7 @@ def test_an_allowed_learning_rate_is_used(run, resume):
     (run / "results.json").unlink()
     resume(run, "--epochs", 4, "--lr", 1e-2, "--weight-decay", 0.3, "--allow-changes")
     assert log(run)[2]["lr"] == pytest.approx(0.146 * 1e-2, rel=0.01)  # three quarters down the cosine
-    assert 0.3 in {group["weight_decay"] for group in torch.load(run / "last.pth.tar")["optimizer"]["param_groups"]}
+    assert 0.3 in {
+        group["weight_decay"]
+        for group in torch.load(run / "arms" / "neutreno" / "last.pth.tar")["optimizer"]["param_groups"]
+    }

@@ -62,7 +62,7 @@ RESULT = Smoothing("plain", 3, {"block_similarity": [0.1, 0.5]}, {"block_similar
 def test_a_result_saves_loads_and_plots_itself(tmp_path):
     RESULT.save(tmp_path / "result.json")
     assert Smoothing.load(tmp_path / "result.json") == RESULT
-    RESULT.plot(tmp_path / "plot.png")
+    plot_results([RESULT], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 

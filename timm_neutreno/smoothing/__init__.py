@@ -9,11 +9,11 @@ weights.
 """
 
 from . import tokens
-from .maps import attention_maps, plot_attention_maps
+from .maps import attention_maps
 from .measure import measure, token_similarity
 from .metrics import METRICS, SIMILARITIES
-from .plots import plot_similarity, plot_spectra
-from .result import Smoothing, plot_results
+from .plots import plot_attention_maps, plot_results, plot_similarity, plot_spectra
+from .result import Smoothing
 from .spectra import dominating, dominating_eigenvalues, spectrum
 from .watch import watch
 

@@ -10,7 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .metrics import METRICS
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .result import Smoothing
     from .spectra import Spectrum
 
 # Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), without yellow, dark ones first
@@ -125,4 +130,62 @@ def plot_spectra(spectra: Mapping[str, Sequence[Spectrum]], path: str | Path, *,
     axes.set_xlabel("Real part of the eigenvalues of $W_V W_{proj}$, all layers")
     axes.set_ylabel("Density")
     figure.legend(*axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), frameon=False)
+    save_figure(figure, path)
+
+
+def plot_results(results: Sequence[Smoothing], path: str | Path, metric: str = "block_similarity") -> None:
+    """Plot one metric of several models side by side; see `plot_similarity`.
+
+    Raises:
+        ValueError: If the metric was not measured on one of the models.
+    """
+    for result in results:
+        if metric not in result.values:
+            raise ValueError(f"{metric!r} was not measured on {result.model}; there are: {', '.join(result.values)}.")
+    curves = {result.model: result.values[metric] for result in results}
+    plot_similarity(curves, path, ylabel=METRICS[metric].label)
+
+
+def plot_attention_maps(
+    maps: Sequence[Tensor],
+    path: str | Path,
+    *,
+    layers: Sequence[int] | None = None,
+    image: int = 0,
+    heads: int = 3,
+    title: str | None = None,
+) -> None:
+    """Plot maps as N x N pictures, a row per layer and a column per head; darker is less attention, each on its scale.
+
+    Args:
+        maps: What `attention_maps` returns.
+        path: Where to write; the ending (.png, .svg, .pdf) is the format.
+        layers: Indices from 0; None for the first, middle and last, as in Fig. 4.
+        image: Index in the batch.
+        heads: How many, from the first.
+        title: Above the plot.
+
+    Raises:
+        ValueError: If a layer or image is not there, or the format is unknown.
+    """
+    from matplotlib.figure import Figure
+
+    path = check_path(path)
+    rows = [0, (len(maps) - 1) // 2, len(maps) - 1] if layers is None else list(layers)
+    if not maps or any(not 0 <= row < len(maps) for row in rows) or not 0 <= image < len(maps[0]):
+        raise ValueError(
+            f"cannot plot layers {rows} of image {image}: there are {len(maps)} layers of maps; see attention_maps."
+        )
+    heads = min(heads, min(maps[row].shape[1] for row in rows))
+    figure = Figure(figsize=(2.2 * heads, 2.3 * len(rows)), layout="constrained")
+    for index, axes in enumerate(figure.subplots(len(rows), heads, squeeze=False).flat):
+        row, head = rows[index // heads], index % heads
+        axes.imshow(maps[row][image, head].numpy(), cmap="cividis", interpolation="nearest")
+        axes.set_title(f"layer {row + 1}, head {head + 1}", fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    if title:
+        figure.suptitle(title, fontsize=10)
+    figure.supxlabel("attended token", fontsize=9)
+    figure.supylabel("attending token", fontsize=9)
     save_figure(figure, path)

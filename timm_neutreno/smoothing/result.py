@@ -1,4 +1,4 @@
-"""What a measurement gives back: numbers per layer that save to JSON and plot themselves."""
+"""What a measurement gives back: numbers per layer that save to JSON."""
 
 from __future__ import annotations
 
@@ -38,27 +38,3 @@ class Smoothing:
             return cls(**json.loads(Path(path).read_text()))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a saved smoothing result: {error}.") from None
-
-    def plot(self, path: str | Path, metric: str = "block_similarity") -> None:
-        """Plot one metric by layer into a .png, .svg or .pdf file.
-
-        Raises:
-            ValueError: If the metric was not measured.
-        """
-        plot_results([self], path, metric)
-
-
-def plot_results(results: list[Smoothing], path: str | Path, metric: str = "block_similarity") -> None:
-    """Plot one metric of several models side by side; see `plot_similarity`.
-
-    Raises:
-        ValueError: If the metric was not measured on one of the models.
-    """
-    from .metrics import METRICS
-    from .plots import plot_similarity
-
-    for result in results:
-        if metric not in result.values:
-            raise ValueError(f"{metric!r} was not measured on {result.model}; there are: {', '.join(result.values)}.")
-    curves = {result.model: result.values[metric] for result in results}
-    plot_similarity(curves, path, ylabel=METRICS[metric].label)

@@ -1,0 +1,1 @@
+"""The commands: what they parse, call and print."""

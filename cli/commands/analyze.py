@@ -1,0 +1,217 @@
+"""`neutreno analyze`: how much do these models smooth? Measurements side by side, plots, and one report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..data.photos import find_photos, photo_batches
+from ..errors import CheckpointError, DataError, OutputError, UsageError
+from ..reports.html import Section, metric_section, render
+from ..reports.sections import EXTRAS, Models
+from ..runtime.console import Console
+
+if TYPE_CHECKING:
+    from ..engine.checkpoint import Source
+
+GROUPS = ("similarity", "tokens", "heads", "all")
+DEFAULT = ("similarity", "spectra")
+SMOOTHING = (
+    "In a deep Vision Transformer the tokens of an image can grow alike from layer to layer: over-smoothing. The plots "
+    "show how far that goes, layer by layer, as the mean over images. Block outputs are the tokens after a block; "
+    "attention outputs are what its attention adds to them. Whether smoothing harms is another question: read the "
+    "plots beside the accuracy."
+)
+
+
+def analyze(
+    models: Annotated[list[str], typer.Argument(help="Names, files or run directories, as `adapt` takes them.")],
+    data: Annotated[str, typer.Option(help="A folder of images, searched with its subfolders; demo: the digits.")],
+    output: Annotated[Path, typer.Option(help="Folder for report.html, results.json and the plots.")],
+    images: Annotated[int, typer.Option(min=1, help="How many images, evenly spread over the folder.")] = 1000,
+    metrics: Annotated[
+        list[str], typer.Option(help=f"Metrics, {', '.join(EXTRAS)}, or groups: {', '.join(GROUPS)}. Commas work.")
+    ] = list(DEFAULT),  # noqa: B006 - never changed: Typer copies it for every call
+    pretrained: Annotated[bool, typer.Option(help="Pretrained weights for model names; without, random ones.")] = True,
+    arch: Annotated[str, typer.Option(help="timm name, for files that do not say what their weights are for.")] = "",
+    seed: Annotated[int, typer.Option(help="Of random weights: the same for every model.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 25,
+    device: Annotated[str, typer.Option(help="Such as cpu, cuda, mps; empty for a GPU if there is one.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in the folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
+) -> None:
+    """Measure over-smoothing in one or several models, side by side, and write a report that opens from disk."""
+    console = Console(quiet)
+    names, extras = choose(metrics)
+    photos = find_photos(data_folder(data), images)
+    prepare_output(output, overwrite)
+    loaded = load(models, arch or None, pretrained, seed, device)
+    document, sections = run(loaded, photos, names, extras, output, batch_size, console)
+    where = "the val split of the demo's handwritten digits" if data == "demo" else data
+    weights = "" if pretrained else f" Model names stand for random weights (seed {seed})."
+    introduction = [SMOOTHING, f"Models: {', '.join(loaded)}.{weights} Images: {len(photos)} from {where}."]
+    (output / "report.html").write_text(render("Token smoothing, layer by layer", introduction, sections))
+    (output / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    console.say(f"report: {output / 'report.html'}")
+    if as_json:
+        print(json.dumps(document))
+
+
+def choose(asked: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The metrics and the extras that names and groups stand for, in the order of the tables.
+
+    Raises:
+        UsageError: If a name is unknown, or there is none.
+    """
+    from timm_neutreno.smoothing import METRICS, SIMILARITIES
+
+    groups = {
+        "similarity": SIMILARITIES,
+        "tokens": [name for name, metric in METRICS.items() if metric.of in ("block", "attention")],
+        "heads": [name for name, metric in METRICS.items() if metric.of in ("heads", "layers")],
+        "all": [*METRICS, *EXTRAS],
+    }
+    words = [word.strip() for part in asked for word in part.split(",") if word.strip()]
+    wanted = {name for word in words for name in groups.get(word, [word])}
+    unknown = sorted(wanted - set(METRICS) - set(EXTRAS))
+    if unknown or not wanted:
+        what = f"unknown: {', '.join(unknown)}" if unknown else "nothing to measure"
+        raise UsageError(f"--metrics: {what}; choose from {', '.join((*groups, *EXTRAS, *METRICS))}")
+    return [name for name in METRICS if name in wanted], [name for name in EXTRAS if name in wanted]
+
+
+def data_folder(data: str) -> Path:
+    """The folder that `--data` names.
+
+    Raises:
+        DataError: If it is the demo's and scikit-learn is missing.
+    """
+    if data != "demo":
+        return Path(data)
+    from timm_neutreno.demo import demo_data_directory
+
+    try:
+        return demo_data_directory() / "val"
+    except ModuleNotFoundError as error:
+        raise DataError(str(error)) from None
+
+
+def prepare_output(output: Path, overwrite: bool) -> None:
+    """Make the folder.
+
+    Raises:
+        OutputError: If it holds a report and `overwrite` is off, or cannot be made.
+    """
+    if (output / "results.json").exists() and not overwrite:
+        raise OutputError(f"{output} holds a report already; add --overwrite to replace it, or name another --output")
+    try:
+        (output / "plots").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {output}: {error.strerror}; name another --output") from None
+
+
+def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, device: str) -> Models:
+    """Build every model, on the device; models with random weights start from the same seed.
+
+    A `neutreno_*` name is NeuTRENO with its default; a plain name or checkpoint is timm's own function.
+
+    Raises:
+        CheckpointError: As `checkpoint.resolve_checkpoint` and `build`.
+        UsageError: If a model is named twice.
+    """
+    import torch
+
+    from timm_neutreno import is_patched, patch
+    from timm_neutreno.names import PREFIX
+
+    from ..engine.checkpoint import build
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    models: Models = {}
+    for text in texts:
+        source = _source(text, arch, pretrained)
+        for note in source.notes:
+            print(f"{text}: {note}", file=sys.stderr)
+        torch.manual_seed(seed)
+        model = build(source, pretrained=pretrained or not _is_name(text))
+        if text.startswith(PREFIX) and not is_patched(model):
+            patch(model)
+        label = text if _is_name(text) else Path(text).name or text
+        label = text if label in models else label
+        if label in models:
+            raise UsageError(f"{text} is named twice; name every model once")
+        models[label] = model.to(device).eval()
+    return models
+
+
+def _is_name(text: str) -> bool:
+    """Whether it is a model's name, not a file, folder or address."""
+    import timm
+
+    from timm_neutreno.names import neutreno_name
+
+    return timm.is_model(neutreno_name(_architecture(text)))
+
+
+def _architecture(name: str) -> str:
+    """The timm name without prefix and tag, short names spelled out."""
+    from timm_neutreno.names import base_name
+    from timm_neutreno.neutreno_vit import ALIASES
+
+    name = base_name(name).split(".")[0]
+    return ALIASES.get(name, name)
+
+
+def _source(text: str, arch: str | None, pretrained: bool) -> Source:
+    """What `adapt` makes of it; of a name without weights only the architecture."""
+    from ..engine.checkpoint import Source, resolve_checkpoint
+
+    return resolve_checkpoint(text, arch) if pretrained or not _is_name(text) else Source(text, _architecture(text))
+
+
+def run(
+    models: Models,
+    photos: list[Path],
+    names: list[str],
+    extras: list[str],
+    output: Path,
+    batch_size: int,
+    console: Console,
+) -> tuple[dict[str, Any], list[Section]]:
+    """Measure and plot everything: what goes into results.json, and the parts of the report.
+
+    Raises:
+        CheckpointError: If a measurement has no answer for a model.
+    """
+    from timm_neutreno.smoothing import measure, plot_results
+
+    results, sections = [], []
+    for label, model in models.items() if names else ():
+        console.say(f"{label}: {len(photos)} images")
+        batches = photo_batches(photos, model, batch_size)
+        tracked = console.track(batches, label, total=-(-len(photos) // batch_size))
+        try:
+            results.append(measure(model, tracked, names, name=label))
+        except ValueError as error:
+            raise CheckpointError(f"{label}: {error}") from error
+    for metric in names:
+        for suffix in (".png", ".svg"):
+            plot_results(results, output / "plots" / f"{metric}{suffix}", metric)
+        sections.append(metric_section(results, metric, output / "plots" / f"{metric}.svg"))
+    document: dict[str, Any] = {"images": len(photos), "results": [asdict(result) for result in results]}
+    for extra in extras:
+        console.say(f"{extra} ...")
+        first = {label: next(photo_batches(photos[:1], model)) for label, model in models.items()}
+        try:
+            document[extra], section = EXTRAS[extra](models, first, output / "plots")
+        except ValueError as error:
+            raise CheckpointError(f"{extra}: {error}") from error
+        sections.append(section)
+    return document, sections

@@ -1,0 +1,21 @@
+"""`neutreno push`: a run directory to the Hugging Face Hub; `neutreno adapt --push-to-hub` ends with the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def push(
+    run: Annotated[str, typer.Argument(help="Run directory of neutreno-adapt, or a saved model's folder.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub, or NAME of your own; made if missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if missing. (default: main)")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+) -> None:
+    """Push a run's model, with a model card, to the Hugging Face Hub."""
+    from ..engine import hub
+
+    print(hub.push(Path(run), hub.Target(repo, private, revision, create_pr)))

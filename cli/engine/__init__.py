@@ -1,0 +1,1 @@
+"""A run: what it builds, trains, saves and evaluates."""

@@ -1,0 +1,86 @@
+"""A run's way to the Hugging Face Hub: what is checked before it trains, and the push after it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from timm_neutreno import hub_client
+from timm_neutreno.hub import push_folder
+from timm_neutreno.hub_client import Target
+from timm_neutreno.hub_errors import PushError
+
+from ..config import Config
+from ..errors import CheckpointError, HubError, UsageError, one_line
+
+
+def target(config: Config) -> Target:
+    """Where a run's --push-to-hub goes."""
+    assert config.push_to_hub
+    return Target(config.push_to_hub, config.private, config.revision, config.create_pr)
+
+
+def push(directory: Path, target: Target, quiet: bool = False) -> str:
+    """Push, and return the address.
+
+    Raises:
+        UsageError: If the repository's name is none.
+        CheckpointError: If the directory has no NeuTRENO model.
+        HubError: If it did not succeed, with the command that tries again.
+    """
+    check_model(directory)
+    check_target(target)
+    from huggingface_hub.utils import disable_progress_bars
+
+    if quiet:
+        disable_progress_bars()
+    repo, private, revision, create_pr = target.repo_id, target.private, target.revision, target.create_pr
+    try:
+        return push_folder(directory, repo, private=private, revision=revision, create_pr=create_pr)
+    except PushError as error:
+        again = shlex.join(
+            ["neutreno", "push", str(directory), repo]
+            + ["--private"] * private
+            + (["--revision", revision] if revision else [])
+            + ["--create-pr"] * create_pr
+        )
+        raise HubError(f"{one_line(error)} The model is whole in {directory}. To push it later: {again}") from error
+
+
+def check_model(directory: Path) -> None:
+    """The directory must hold a finished NeuTRENO model."""
+    missing = [name for name in ("model.safetensors", "config.json") if not (directory / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{directory} has no {' and no '.join(missing)}, so it is no finished run. Give the --output of a run of "
+            "neutreno-adapt that ended, or a folder of timm_neutreno.hub.save_pretrained."
+        )
+    try:
+        architecture = json.loads((directory / "config.json").read_text())["architecture"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read {directory / 'config.json'}: {one_line(error)}.") from error
+    if not architecture.startswith("neutreno_"):
+        raise CheckpointError(f"{directory} holds {architecture}, which is no NeuTRENO model. Adapt it first.")
+
+
+def check_target(target: Target) -> None:
+    """What can be refused without asking the Hub."""
+    try:
+        hub_client.check_target(target)
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
+
+
+def prepare(target: Target, architecture: str) -> None:
+    """Before a run: token, rights and name must do, and the repository is made.
+
+    Raises:
+        HubError: If a push after the run could not succeed.
+    """
+    try:
+        hub_client.prepare(target, architecture)
+    except PushError as error:
+        raise HubError(
+            f"{one_line(error)} Nothing was trained; without --push-to-hub the Hub is not needed."
+        ) from error

@@ -1,0 +1,162 @@
+"""Everything that a run needs, opened and checked before anything is written or trained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from timm.data import resolve_model_data_config
+from timm.models._input import get_model_input_config
+from torch import nn
+
+from timm_neutreno.names import neutreno_name
+
+from ..config import Config, check, resolve
+from ..data import loaders, sources
+from ..errors import UsageError
+from ..runtime import files, processes
+from ..runtime.console import Console
+from ..runtime.processes import World
+from ..runtime.signals import StopSignal
+from . import checkpoint, extension, hub, resume, setup
+from .arms import Arm, Models, list_arms
+from .setup import RunContext
+
+EVAL_BATCH = 128  # at most; fixed, so that the figures do not depend on the number of processes
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the steps of a run hand on: everything that is the same for all arms."""
+
+    source: checkpoint.Source
+    datasets: sources.Datasets
+    data_config: dict[str, Any]
+    models: Models
+    teacher: nn.Module | None
+    train: Callable[[], loaders.BatchLoader]
+    val: loaders.BatchLoader
+    arms: list[Arm]
+    context: RunContext
+
+
+def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) -> tuple[Parts, Path]:
+    """Open everything and refuse what cannot be, before anything is written or trained."""
+    check(config)
+    device = setup.set_up_device(config, world)
+    if config.push_to_hub and world.first:
+        hub.check_target(hub.target(config))
+    source = checkpoint.resolve_checkpoint(config.checkpoint, config.arch, config.model_kwargs, config.weights)
+    datasets = sources.open_datasets(config)
+    config = resolve(replace(config, batch_size=fit_batch(config, len(datasets.train), world)))
+    check_warmup(config, len(datasets.train))
+    if config.limit_batches:
+        sources.subsample(datasets.val, config.limit_batches * config.batch_size)
+    if config.resume:
+        resume.check_data(config, sources.fingerprint(datasets))
+    directory = run_directory(config, source.name, world)
+    arms = list_arms(config, source, directory)
+    if config.resume and resume.read_arguments(directory)["epochs"] != config.epochs:
+        extension.check(arms, config.epochs)
+    first = next(arm for arm in arms if arm.method)
+    fidelity = first.options.get("fidelity", config.fidelity)
+    config = replace(config, method=[arm.name for arm in arms if arm.method], fidelity=fidelity)
+    models = Models(source, datasets, config, device)
+    for arm in arms:
+        models.patched(arm)  # what cannot be is refused now, and not after other arms have trained
+    original: Any = models.original
+    data_config = {**resolve_model_data_config(original), "input_size": get_model_input_config(original)["input_size"]}
+    teacher = setup.load_teacher(config, datasets.num_classes, device)
+    if config.push_to_hub and world.first and not config.dry_run:
+        hub.prepare(hub.target(config), neutreno_name(source.arch))  # last of all checks: it makes the repository
+    console = Console(config.quiet or not world.first)
+    context = RunContext(config, device, world, console, stop, folder or str(directory))
+
+    def train() -> loaders.BatchLoader:
+        return loaders.train_loader(datasets, data_config, config, device, world)
+
+    val_batch = min(config.batch_size, EVAL_BATCH)
+    val = loaders.val_loader(datasets, val_batch, data_config, config, device, world)
+    return Parts(source, datasets, data_config, models, teacher, train, val, arms, context), directory
+
+
+def run_directory(config: Config, name: str, world: World) -> Path:
+    """The resumed run's folder, or the one to make; the same in all processes."""
+    if config.resume:
+        return Path(config.resume)
+    return processes.broadcast(files.choose_directory(config.output, f"neutreno-{name}") if world.first else None)
+
+
+def fit_batch(config: Config, images: int, world: World) -> int:
+    """The images of a step: at most the train images, and the same number for each process and accumulation step.
+
+    Raises:
+        UsageError: If they cannot be dealt out evenly.
+    """
+    parts = world.size * config.accumulate
+    step = parts * (2 if config.mixup or config.cutmix else 1)  # mixing pairs images
+    size = config.batch_size
+    if size > images:
+        size = images - images % step
+    if size % step or not size:
+        down = max(size - size % step, step)
+        raise UsageError(
+            f"--batch-size {size} cannot be dealt out evenly to {world.size} processes x {config.accumulate} "
+            f"accumulation steps{' in pairs for mixup' if step > parts else ''}. Use {down} or {down + step}."
+        )
+    return size
+
+
+def check_warmup(config: Config, images: int) -> None:
+    """Refuse a fidelity that would still be rising in the last step.
+
+    Raises:
+        UsageError: With the number of steps.
+    """
+    warmup = config.fidelity_warmup
+    if warmup and warmup >= config.epochs:
+        raise UsageError(f"--fidelity-warmup {warmup:g} must be shorter than --epochs {config.epochs}.")
+    steps = min(images // config.batch_size, config.limit_batches or sys.maxsize)
+    if warmup * steps > config.epochs * steps - 1:
+        raise UsageError(
+            f"--fidelity-warmup {warmup:g} ends after the last of {config.epochs * steps} steps, so --fidelity "
+            "would never be reached. Make it shorter."
+        )
+
+
+def announce(parts: Parts) -> None:
+    """Say what is about to happen."""
+    context, config = parts.context, parts.context.config
+    say, world = context.console.say, context.world
+    size = "x".join(map(str, parts.data_config["input_size"]))
+    say(f"checkpoint  {parts.source.label} ({parts.source.arch}), input {size}")
+    for note in parts.source.notes:
+        say(f"weights     {note}")
+    say(f"data        {parts.datasets.label}: {parts.datasets.num_classes} classes")
+    for arm in parts.arms:
+        options = ", ".join(f"{name} {value}" for name, value in arm.options.items() if value is not None)
+        warmup = f", rising over {arm.warmup:g} epochs" if arm.warmup else ""
+        say(f"arm         {arm.name}{': ' if options else ''}{options}{warmup}")
+    count = f"{world.size} processes, " if world.size > 1 else ""
+    say(
+        f"training    {config.epochs} epochs, batch {config.batch_size}, AdamW {config.lr:.2e}, seed {config.seed}, "
+        f"{count}{context.device}"
+    )
+    if parts.models.new_head:
+        say(f"head        initialised anew: {parts.models.new_head}")
+
+
+def found_out(parts: Parts) -> dict[str, Any]:
+    """What args.yaml says beside the options."""
+    size, device = parts.context.world.size, parts.context.device
+    resolved = {key: list(value) if isinstance(value, tuple) else value for key, value in parts.data_config.items()}
+    return {
+        "device": device.type if size > 1 else str(device),
+        "gpus": str(size) if size > 1 else None,
+        "data_config": resolved,
+        "class_names": parts.datasets.class_names,
+        resume.FINGERPRINT: sources.fingerprint(parts.datasets),
+    }

@@ -1,0 +1,173 @@
+"""One run of `neutreno adapt`, from checkpoint and data to the table: the story in order."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from timm_neutreno.smoothing import plot_similarity
+
+from ..config import Config
+from ..errors import CliError, Interrupted, one_line
+from ..reports import seeds, tables
+from ..reports.results import RESULTS, Evaluations, RunResult
+from ..runtime import files, processes
+from ..runtime.processes import World
+from ..runtime.signals import StopSignal
+from . import checkpoint, extension, plan, resume, setup
+from .arms import Arm
+from .evaluate import evaluate
+from .failures import translate_error
+from .prepare import Parts, announce, found_out, prepare, run_directory
+from .save import WEIGHTS, link, save_model
+from .state import EMA, RAW
+from .trainer import Trainer
+
+Printed = tuple[dict[str, Any], str]  # a result as --json prints it, and as text
+
+
+def run(config: Config) -> Printed:
+    """Adapt a checkpoint with every method, and compare them with a control. Called in every process of the run.
+
+    Returns:
+        The result; nothing in all processes but the first.
+
+    Raises:
+        CliError: One of its kinds; nothing that exists is overwritten.
+    """
+    stop = StopSignal(config.time_limit)
+    with stop.installed():
+        world = processes.init(config.device)
+        try:
+            printed = run_seeds(config, world, stop) if config.seeds > 1 else run_one(config, world, stop)
+        except CliError:
+            raise
+        except Exception as error:
+            raise translate_error(error) from error
+        processes.shutdown()
+    return printed
+
+
+def run_seeds(config: Config, world: World, stop: StopSignal) -> Printed:
+    """The same run with several seeds, each in a folder of its own; then their mean, spread and paired differences."""
+    directory = run_directory(config, "seeds", world)
+    split_seed = config.seed if config.split_seed is None else config.split_seed  # all seeds hold out the same images
+    finished = (directory / RESULTS).exists() and resume.read_arguments(directory)["epochs"] == config.epochs
+    if world.first and not config.dry_run and not finished:
+        files.make_directory(directory)
+        resume.write_arguments(directory, config, {})
+    documents = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        folder = directory / f"seed-{seed}"
+        begun = processes.broadcast((folder / resume.ARGUMENTS).exists())
+        one = replace(
+            config, seed=seed, seeds=1, split_seed=split_seed, output=str(folder), resume=str(folder) if begun else None
+        )
+        printed = run_one(one, world, stop, str(directory))
+        if config.dry_run:
+            return printed
+        documents.append(printed[0])
+    if not world.first:
+        return {}, ""
+    document = {**seeds.summarise(documents), "output": str(directory)}
+    seeds.write(document, directory)
+    return document, seeds.text(document)
+
+
+def run_one(config: Config, world: World, stop: StopSignal, folder: str | None = None) -> Printed:
+    """One seed: the story in order. `folder` is the one to name for resuming, if not the run's own."""
+    start = time.perf_counter()
+    finished = processes.broadcast(RunResult.read(Path(config.resume))) if config.resume else None
+    if finished and finished.epochs == config.epochs:
+        return finished.document(), finished.text()
+    parts, directory = prepare(config, world, stop, folder)
+    config = parts.context.config
+    announce(parts)
+    if config.dry_run:
+        return plan.make(parts, directory)
+    if world.first:
+        files.make_directory(directory)
+        files.remove_partial(directory)
+        if finished:
+            parts.context.console.say(extension.keep_results(directory, finished.epochs, config.epochs))
+        resume.write_arguments(directory, config, found_out(parts))
+    evaluations = Evaluations(directory, world.first)
+    evaluate_before(parts, evaluations)
+    for arm in parts.arms:
+        if not processes.broadcast(arm.name in evaluations.rows and extension.is_trained(arm, config.epochs)):
+            train_arm(arm, parts, evaluations)
+    if not world.first:
+        return {}, ""
+    result = conclude(parts, evaluations, directory, round(time.perf_counter() - start, 1))
+    return result.document(), result.text()
+
+
+def evaluate_before(parts: Parts, evaluations: Evaluations) -> None:
+    """The checkpoint as it came, and each arm that does not start from the checkpoint's own function."""
+    context = parts.context
+    builders: dict[str, Callable[[], nn.Module]] = {
+        tables.CHECKPOINT: lambda: copy.deepcopy(parts.models.original).to(context.device)
+    }
+    for arm in parts.arms:
+        if not arm.exact_at_start:
+            builders[arm.name + tables.START] = lambda arm=arm: parts.models.build(arm)  # type: ignore[misc]
+    try:
+        for key, build in builders.items():
+            if key not in evaluations.rows:
+                model = build()
+                autocast = setup.autocast(context.config, context.device)
+                found = evaluate(model, parts.val, context.device, autocast, stop=context.stop)
+                evaluations.add(key, found)
+    except Interrupted as error:
+        raise Interrupted(f"{one_line(error)} Nothing was trained yet. {context.resume_line}") from error
+
+
+def train_arm(arm: Arm, parts: Parts, evaluations: Evaluations) -> None:
+    """Train one arm from the checkpoint, on the same images as every other, and save it."""
+    context = parts.context
+    if context.world.first:
+        files.make_directory(arm.directory)
+        files.remove_partial(arm.directory)
+    processes.broadcast(None)  # the others look into the folder when it is there
+    model, architecture = parts.models.build(arm), parts.models.architecture(arm)
+    trainer = Trainer(model, architecture, parts.teacher, parts.train(), parts.val, arm, context)
+    if context.world.first and not trainer.state.done:
+        (arm.directory / WEIGHTS[-1]).unlink(missing_ok=True)  # of fewer epochs; its weights are in last.pth.tar
+    found = trainer.run()
+    full = parts.models.full_model(arm, setup.gather_weights(model)) if context.config.fsdp else model
+    if context.world.first:
+        save = partial(save_model, data_config=parts.data_config, class_names=parts.datasets.class_names)
+        if trainer.ema is not None:
+            save(trainer.ema, arm.directory / "ema")
+        save(full, arm.directory)
+    if trainer.ema is not None:
+        evaluations.add(arm.name + tables.EMA, found[EMA])
+    evaluations.add(arm.name, found[RAW])
+
+
+def conclude(parts: Parts, evaluations: Evaluations, directory: Path, seconds: float) -> RunResult:
+    """The first method's model goes to the run's root; the result is written and plotted."""
+    context = parts.context
+    main = next(arm for arm in parts.arms if arm.method)
+    for name in WEIGHTS:
+        files.write_atomic(directory / name, lambda beside, name=name: link(main.directory / name, beside))  # type: ignore[misc]
+    names = [arm.name for arm in parts.arms]
+    result = RunResult(
+        seed=context.config.seed, checkpoint=parts.source.label, data=parts.datasets.label, output=str(directory),
+        epochs=context.config.epochs, device=str(context.device), processes=context.world.size,
+        skipped_images=parts.datasets.skipped, new_head=bool(parts.models.new_head), seconds=seconds, arms=names,
+        main=main.name, epochs_before=resume.read_arguments(directory).get(resume.EPOCHS_BEFORE, []),
+        models=evaluations.in_order(names), **checkpoint.origin(parts.source),
+    )  # fmt: skip
+    curves = {tables.label(key): row["similarity"] for key, row in result.models.items()}
+    with files.writing(directory / "similarity.png"):
+        plot_similarity(curves, directory / "similarity.png")
+    result.write(directory)
+    return result

@@ -1,0 +1,61 @@
+"""What is said of an epoch: a record for the loggers, and a line for the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Pace:
+    """Of the part of an epoch that was trained without a break: seconds, those spent waiting for data, and steps."""
+
+    seconds: float
+    waited: float
+    steps: int
+
+
+def record(
+    arm: str, epoch: int, figures: dict[str, Any], pace: Pace, batch_size: int, evaluations: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """An epoch as metrics.jsonl has it.
+
+    Args:
+        arm: Its name.
+        epoch: From 1.
+        figures: Of training, by name.
+        pace: How long it took; without a step there is no speed.
+        batch_size: Images per step.
+        evaluations: "raw" and, if weights are averaged, "ema".
+    """
+    return {
+        "arm": arm,
+        "epoch": epoch,
+        **figures,
+        "images_per_second": pace.steps * batch_size / pace.seconds if pace.steps else None,
+        "data_wait_share": pace.waited / pace.seconds if pace.steps else None,
+        **{name: figures["mean_abs"] for name, figures in evaluations["raw"]["strengths"].items()},
+        **{f"val_{key}": value for key, value in evaluations["raw"].items()},
+        **{f"val_ema_{key}": value for key, value in evaluations.get("ema", {}).items()},
+    }
+
+
+def line(record: dict[str, Any], epochs: int) -> str:
+    """An epoch in one line."""
+    averaged = f"  EMA {record['val_ema_top1']:.2f}" if "val_ema_top1" in record else ""
+    rate = f"  {record['images_per_second']:.0f} img/s" if record["images_per_second"] else ""
+    return (
+        f"{record['arm']:>8}  epoch {record['epoch']:>3}/{epochs}  train loss {record['train_loss']:.4f}  "
+        f"val loss {record['val_loss']:.4f}  top-1 {record['val_top1']:.2f}{averaged}{rate}"
+    )
+
+
+def waiting(record: dict[str, Any]) -> str:
+    """What to do about a loader that is too slow; "" if it is not."""
+    share = record["data_wait_share"] or 0.0
+    if share <= 0.2:
+        return ""
+    return (
+        f"{100 * share:.0f} % of the time went into waiting for data. More --workers, fewer augmentations, or images "
+        "stored at a smaller size would help."
+    )

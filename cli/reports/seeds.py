@@ -1,0 +1,169 @@
+"""Runs that differ in the seed only: mean and spread of every row, and what each method gained over the control.
+
+Every seed is a pair: a method and the control saw the same images in the same order. So the difference is taken seed by
+seed, and its 95 % interval is Student's, widened for the number of methods that are compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from ..errors import UsageError
+from ..runtime import files
+from . import tables, verdict
+from .intervals import paired
+from .results import RESULTS
+from .tables import METRICS, figure
+
+SAME = ("checkpoint", "data", "epochs")  # facts that runs must share to be compared
+
+
+def summarise(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What several runs say together.
+
+    Args:
+        documents: One result (`RunResult.document`) per seed, in any order. A row may be missing, in one or in all.
+
+    Returns:
+        {"seeds", the shared facts, "models": {row: {"strengths", "new_head", "runs", metric: {"mean", "sd",
+        "values"}}}, "differences": {method: {metric: {"mean", "low", "high", "sd", "values"}}}, "difference_seeds",
+        "verdict"}. Differences are the method's figure minus the control's, over the seeds that have all of both; there
+        are none unless two seeds have them.
+
+    Raises:
+        UsageError: If there are fewer than two runs, two of the same seed, or runs of something else.
+    """
+    documents = sorted(documents, key=lambda document: document["seed"])
+    _check(documents)
+    keys = list(dict.fromkeys(key for document in documents for key in document["models"]))
+    methods = [key for key in keys if tables.is_trained(key) and "/" not in key and key != verdict.CONTROL]
+    pairs = [document for document in documents if {*methods, verdict.CONTROL} <= document["models"].keys()]
+    differences = {method: _differences(pairs, method, len(methods)) for method in methods} if len(pairs) > 1 else {}
+    images = pairs[0]["models"][methods[0]]["images"] if pairs else 0
+    return {
+        "seeds": [document["seed"] for document in documents],
+        **{key: documents[0][key] for key in SAME if key in documents[0]},
+        "models": {key: _row(documents, key) for key in keys},
+        "differences": differences,
+        "difference_seeds": [document["seed"] for document in pairs],
+        "verdict": verdict.of_seeds(differences, methods, len(pairs), images),
+    }
+
+
+def _differences(pairs: Sequence[dict[str, Any]], method: str, comparisons: int) -> dict[str, dict[str, Any]]:
+    return {
+        metric: paired(
+            [figure(run["models"][method], metric) - figure(run["models"]["control"], metric) for run in pairs],
+            comparisons,
+        )
+        for metric in METRICS
+    }
+
+
+def _row(documents: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
+    runs = [document["models"][key] for document in documents if key in document["models"]]
+    row: dict[str, Any] = {
+        "strengths": _strengths(runs),
+        "new_head": not tables.is_trained(key) and bool(documents[0].get("new_head")),  # it has learned nothing yet
+        "runs": len(runs),
+    }
+    for metric in METRICS:
+        values = [figure(run, metric) for run in runs]
+        row[metric] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None, "values": values}
+    return row
+
+
+def _strengths(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of all seeds together."""
+    return {
+        name: {
+            "mean_abs": fmean(run["strengths"][name]["mean_abs"] for run in runs),
+            "min": min(run["strengths"][name]["min"] for run in runs),
+            "max": max(run["strengths"][name]["max"] for run in runs),
+        }
+        for name in runs[0]["strengths"]
+    }
+
+
+def _check(documents: list[dict[str, Any]]) -> None:
+    seeds = [document["seed"] for document in documents]
+    if len(seeds) < 2:
+        raise UsageError(f"a spread needs runs of at least two seeds, got {len(seeds)}. Choose --seeds 2 or more.")
+    if len(set(seeds)) < len(seeds):
+        twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+        raise UsageError(f"two runs have the seed {twice}: they are not independent. Give every run its own --seed.")
+    for key in SAME:
+        values = {str(document.get(key)) for document in documents}
+        if len(values) > 1:
+            raise UsageError(f"the runs differ in more than the seed: {key} is {' and '.join(sorted(values))}.")
+
+
+def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Mean and standard deviation over the seeds, header first."""
+    rows = [tables.HEADER]
+    for key, row in result["models"].items():
+        figures = [_spread(row[metric], digits) for metric, (_, digits) in METRICS.items()]
+        if row["new_head"]:
+            figures[:3] = ["new head"] * 3
+        name = tables.label(key)
+        name = name if row["runs"] == len(result["seeds"]) else f"{name} ({row['runs']})"
+        rows.append((name, tables.strength_cell(row["strengths"]), *figures))
+    return rows
+
+
+def _spread(figure: dict[str, Any], digits: int) -> str:
+    mean = f"{figure['mean']:.{digits}f}"
+    return mean if figure["sd"] is None else f"{mean} ± {figure['sd']:.{digits}f}"
+
+
+def readme(result: dict[str, Any], title: str = "NeuTRENO adaptation, several seeds") -> str:
+    """The README of the folder that holds the runs."""
+    facts = [f"{name.capitalize()}: {result[name]}." for name in SAME if name in result]
+    lines = [
+        f"# {title}",
+        "",
+        " ".join([*facts, f"Seeds {', '.join(map(str, result['seeds']))}; mean ± standard deviation (n - 1)."]),
+        "",
+        tables.markdown(cells(result)),
+        "",
+    ]
+    if result["differences"]:
+        seeds, methods = result["difference_seeds"], len(result["differences"])
+        together = f", widened so that {methods} methods' intervals hold together" if methods > 1 else ""
+        lines += [
+            "Each method minus the control, seed by seed, and the 95 % interval of the mean (Student's t, "
+            f"{len(seeds) - 1} degree{'s' if len(seeds) > 2 else ''} of freedom{together}):",
+            "",
+            tables.markdown(_difference_cells(result)),
+            "",
+        ]
+    if any(row["runs"] < len(result["seeds"]) for row in result["models"].values()):
+        lines += ["Rows with a number in brackets are of so many seeds only.", ""]
+    return "\n".join([*lines, *(f"- {sentence}" for sentence in result["verdict"]), ""])
+
+
+def _difference_cells(result: dict[str, Any]) -> list[list[str]]:
+    rows = [["difference", *(f"seed {seed}" for seed in result["difference_seeds"]), "mean", "95 % interval"]]
+    for method, by_metric in result["differences"].items():
+        for metric, found in by_metric.items():
+            name, digits = METRICS[metric]
+            figures = [f"{value:+.{digits}f}" for value in (*found["values"], found["mean"])]
+            interval = f"{found['low']:+.{digits}f} to {found['high']:+.{digits}f}"
+            rows.append([f"{method}, {name}", *figures, interval])
+    return rows
+
+
+def write(result: dict[str, Any], directory: Path) -> None:
+    """Write results.json and README.md of the folder that holds the runs."""
+    files.write_text(directory / RESULTS, json.dumps(result, indent=2) + "\n")
+    files.write_text(directory / "README.md", readme(result))
+
+
+def text(result: dict[str, Any]) -> str:
+    """For the terminal."""
+    words = "\n".join(result["verdict"])
+    return f"\n{tables.plain(cells(result))}\n\n{words}\n\nRuns, tables and models: {result['output']}"

@@ -1,0 +1,80 @@
+"""One table writer for terminal, Markdown and HTML, and the words that stand for machine keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+METRICS = {"top1": ("top-1", 2), "top5": ("top-5", 2), "loss": ("loss", 4), "similarity": ("similarity", 4)}
+HEADER = ("model", "strength", *(name for name, _ in METRICS.values()))
+CHECKPOINT, START, EMA = "checkpoint", "/start", "/ema"  # the row of the checkpoint; after an arm's name: other weights
+
+Cells = Sequence[Sequence[str]]
+
+
+def label(key: str) -> str:
+    """What a row of results.json is called in print."""
+    arm, sign, kind = key.partition("/")
+    if key == CHECKPOINT:
+        return "checkpoint as it came"
+    if sign + kind == START:
+        return f"{arm}, not adapted"
+    name = "control, no method" if arm == "control" else f"{arm}, adapted"
+    return f"{name}, EMA" if sign + kind == EMA else name
+
+
+def is_trained(key: str) -> bool:
+    """Whether the row is of weights that were trained in the run."""
+    return key != CHECKPOINT and not key.endswith(START)
+
+
+def strength_cell(strengths: Mapping[str, Mapping[str, float]]) -> str:
+    """Each strength's value or, where it was learned, the mean of its absolute values."""
+    words = []
+    for name, figures in strengths.items():
+        constant = figures["min"] == figures["max"]
+        number = f"{figures['min']:g}" if constant else f"|{figures['mean_abs']:.2g}|"
+        words.append(number if len(strengths) == 1 else f"{name} {number}")
+    return ", ".join(words) or "-"
+
+
+def figure(row: Mapping[str, Any], metric: str) -> float:
+    """One number of a row; of the similarity, the last block's."""
+    return row[metric][-1] if metric == "similarity" else row[metric]
+
+
+def cells(models: Mapping[str, Mapping[str, Any]], new_head: bool) -> list[tuple[str, ...]]:
+    """The rows of a run, header first. A head that was initialised anew has learned nothing: its accuracy is hidden."""
+    return [HEADER, *(row(label(key), found, new_head and not is_trained(key)) for key, found in models.items())]
+
+
+def row(name: str, found: Mapping[str, Any], hidden: bool = False) -> tuple[str, ...]:
+    """The cells of a model's figures."""
+    figures = [f"{figure(found, metric):.{digits}f}" for metric, (_, digits) in METRICS.items()]
+    return (name, strength_cell(found["strengths"]), *(["new head"] * 3 + figures[3:] if hidden else figures))
+
+
+def plain(rows: Cells) -> str:
+    """For a terminal: header, a line, and rows; the first column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def markdown(rows: Cells) -> str:
+    header, *rest = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([header, "|" + "---|" * len(rows[0]), *rest])
+
+
+def html(rows: Cells) -> str:
+    header, *rest = rows
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in rest)
+    return f"<table>\n<tr>{head}</tr>\n{lines}</table>"

@@ -1,0 +1,226 @@
+"""The processes of one run: launching them, finding oneself among them, and speaking with one voice.
+
+torchrun's environment (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) says who a process is; SLURM's is
+translated into it. `--gpus N` starts torchrun's own launcher.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from ..errors import CliError, UsageError
+
+# what ends a run. SLURM sends SIGTERM, or what --signal names: mostly USR1. A lost terminal sends HUP.
+SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run.
+
+    Attributes:
+        rank: Over all machines; 0 writes and speaks.
+        local_rank: On this machine, which is the index of its GPU.
+        size: Number of all processes.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """torchrun's variables, from torchrun's own or SLURM's; empty for a single process.
+
+    In a batch script outside `srun` SLURM sets SLURM_PROCID too: only a step has SLURM_STEP_NUM_TASKS.
+    """
+    if "RANK" in variables and "WORLD_SIZE" in variables:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        return {name: variables[name] for name in names if name in variables}
+    if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
+        return {}
+    port = 20000 + int(variables.get("SLURM_JOB_ID", 0)) % 20000
+    return {
+        "RANK": variables["SLURM_PROCID"],
+        "LOCAL_RANK": variables["SLURM_LOCALID"],
+        "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
+        "MASTER_ADDR": variables.get("MASTER_ADDR") or first_host(variables["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": variables.get("MASTER_PORT") or str(port),
+    }
+
+
+def first_host(nodelist: str) -> str:
+    """The first machine of SLURM's notation: gpu[07-09,12],login1 -> gpu07."""
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", nodelist)
+    assert match is not None
+    return "".join(part or "" for part in match.groups())
+
+
+def rank() -> int:
+    """Of this process, also before `init`."""
+    return int(environment(os.environ).get("RANK", 0))
+
+
+def in_worker() -> bool:
+    return bool(environment(os.environ))
+
+
+def init(device: str | None) -> World:
+    """Meet the other processes, if there are some.
+
+    Raises:
+        UsageError: If the launcher's environment is incomplete, or there are more processes than GPUs.
+    """
+    variables = environment(os.environ)
+    if int(variables.get("WORLD_SIZE", 1)) < 2:
+        return World()
+    missing = {"MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"} - set(variables)
+    if missing:
+        raise UsageError(
+            f"RANK and WORLD_SIZE are set, but not {', '.join(sorted(missing))}. Start with torchrun, srun or --gpus."
+        )
+    import torch
+    import torch.distributed as dist
+
+    found = World(int(variables["RANK"]), int(variables["LOCAL_RANK"]), int(variables["WORLD_SIZE"]))
+    on_gpu = not (device or "").startswith("cpu") and torch.cuda.is_available()
+    if on_gpu:
+        if found.local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"{found.local_rank + 1} processes on this machine, but {torch.cuda.device_count()} GPUs: start as "
+                "many processes as GPUs, or pass --device cpu."
+            )
+        torch.cuda.set_device(found.local_rank)
+    os.environ.update(variables)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        timeout=timedelta(minutes=30),
+        device_id=torch.device("cuda", found.local_rank) if on_gpu else None,
+    )
+    return found
+
+
+def shutdown() -> None:
+    """After a run that ended well: everybody is done, so the group can go."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value, in every process."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def all_gather(value: Any) -> list[Any]:
+    """The values of all processes, by rank, in every process."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def claims_first_error() -> bool:
+    """Whether this process is the first to report an error, so that one error of 64 processes is one line."""
+    if "torch" not in sys.modules:
+        return rank() == 0
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return rank() == 0
+    try:
+        return dist.distributed_c10d._get_default_store().add("neutreno/error", 1) == 1
+    except RuntimeError:  # the store has gone with another process
+        return rank() == 0
+
+
+def is_peer_failure(error: BaseException) -> bool:
+    """Whether the error only says that another process ended."""
+    import torch.distributed as dist
+
+    kinds = tuple(getattr(dist, name) for name in ("DistBackendError", "DistNetworkError") if hasattr(dist, name))
+    words = ("closed by peer", "Connection reset", "Broken pipe", "Connection refused", "gloo/transport")
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
+def count_gpus(wanted: str, device: str | None) -> int:
+    """What --gpus says: a number, or all.
+
+    Raises:
+        UsageError: If it is neither, or there are not so many.
+    """
+    if not re.fullmatch(r"all|[1-9]\d*", wanted):
+        raise UsageError(f"--gpus takes a number of at least 1, or all; got {wanted!r}.")
+    if (device or "").startswith("cpu"):
+        return os.cpu_count() or 1 if wanted == "all" else int(wanted)
+    import torch
+
+    there = torch.cuda.device_count()
+    count = there if wanted == "all" else int(wanted)
+    if count > there or not there:
+        raise UsageError(f"--gpus {wanted}, but this machine has {there}. Try --device cpu, or fewer.")
+    return count
+
+
+def launch(count: int, arguments: list[str]) -> int:
+    """Run `neutreno-adapt` with these arguments in `count` processes on this machine; returns the exit code.
+
+    If one of them fails, torch's launcher ends the others, after 30 s by force.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.disable(logging.CRITICAL)  # the launcher's warnings say less than the worker's own line
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    ignored = {name for name in SIGNALS if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN}  # nohup
+    passed_on = [name for name in SIGNALS if name not in ignored]
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id="neutreno", rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, logs_specs=DefaultLogsSpecs(),
+        signals_to_handle=",".join(passed_on),
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "timm_neutreno_cli.main", *arguments)
+    except ChildFailedError as error:
+        return _exit_code([failure.exitcode for failure in error.failures.values()])
+    except SignalException:
+        return 130
+    return 0
+
+
+def _exit_code(codes: list[int]) -> int:
+    """The code of the worker whose error was the cause: those that it took along end with 1 or by a signal."""
+    own = [code for code in codes if code > 1]
+    if own:
+        return own[0]
+    killed = [-code for code in codes if code < 0]
+    if killed and not any(code > 0 for code in codes):
+        raise CliError(
+            f"a worker process was killed by signal {killed[0]}, mostly because memory ran out. Use a smaller "
+            "--batch-size, more --accumulate or fewer --workers; what was saved before is still there."
+        )
+    return 1

@@ -1,0 +1,62 @@
+"""Image classification: timm's losses, top-1, top-5 and cross-entropy, and when a head must be made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.task import (
+    ClassificationEvaluator,
+    ClassificationTask,
+    LogitDistillationTask,
+    TokenDistillationTask,
+    TrainingTask,
+)
+from torch import Tensor, nn
+
+from ..config import Config
+
+MAIN = "top1"  # what decides which epoch is the best; larger is better
+
+
+def training_task(model: nn.Module, teacher: nn.Module | None, config: Config, device: torch.device) -> TrainingTask:
+    """timm's task, which computes the loss: cross-entropy, and the teacher's share if there is one.
+
+    A teacher is distilled to the logits or, where the model has one, to the distillation token.
+    """
+    criterion = {"smoothing": config.label_smoothing, "soft_targets": bool(config.mixup or config.cutmix)}
+    if teacher is None:
+        return ClassificationTask(model, criterion_kwargs=criterion, device=device, verbose=False)
+    weights: dict[str, Any] = dict(
+        task_loss_weight=1 - config.distill_weight, temperature=config.distill_temperature,
+        criterion_kwargs=criterion, device=device, verbose=False,
+    )  # fmt: skip
+    if hasattr(model, "set_distilled_training"):
+        return TokenDistillationTask(model, teacher, **weights)
+    return LogitDistillationTask(model, teacher, **weights)
+
+
+def batch_sums(output: Tensor, target: Tensor) -> Tensor:
+    """(4,) of one batch: summed cross-entropy, images, right ones among the first and among the first five classes."""
+    evaluator = ClassificationEvaluator(output.device)
+    evaluator.update(output, target)
+    return torch.cat([evaluator.loss_sum.reshape(1), evaluator.counts.to(evaluator.loss_sum.dtype)])
+
+
+def metrics(sums: Tensor) -> dict[str, Any]:
+    """From `batch_sums`, summed over all batches: the number of images, top-1 and top-5 in percent, the mean loss."""
+    loss, count, top1, top5 = sums.tolist()
+    count = max(int(count), 1)
+    return {"images": count, "top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count}
+
+
+def head_mismatch(
+    num_classes: int, names: Sequence[str] | None, data_classes: int, data_names: Sequence[str] | None
+) -> str:
+    """Why a checkpoint's head, for so many classes of these names, does not fit the data; "" if it does."""
+    if data_classes != num_classes:
+        return f"{num_classes} classes in checkpoint, {data_classes} in data"
+    if names and data_names and list(names) != list(data_names):
+        return f"classes {', '.join(names[:3])}, ... in checkpoint, {', '.join(data_names[:3])}, ... in data"
+    return ""

@@ -1,0 +1,96 @@
+"""What --data names: folders of every shape, held-out parts, unreadable images, and what tells data from other data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from integration import small_run
+from timm_neutreno_cli.config import Config
+from timm_neutreno_cli.data.sources import fingerprint, open_datasets, subsample
+from timm_neutreno_cli.errors import DataError
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    return small_run.make(tmp_path, train=8, val=2)[0]
+
+
+def test_a_folder_with_its_own_split(images):
+    found = open_datasets(Config(data=str(images)))
+    assert (len(found.train), len(found.val), found.num_classes, found.class_names) == (16, 4, 2, ["blue", "red"])
+    (images / "val").rename(images / "validation")
+    assert len(open_datasets(Config(data=str(images))).val) == 4
+
+
+def test_a_folder_without_one_is_split_by_class_with_the_seed(images):
+    config = Config(data=str(images / "train"), val_split="0.25", seed=4)
+    found = open_datasets(config)
+    for part, count in ((found.train, 6), (found.val, 2)):
+        assert [sum(target == label for _, target in part.reader.samples) for label in (0, 1)] == [count] * 2
+    assert not set(found.train.reader.samples) & set(found.val.reader.samples)
+    assert fingerprint(open_datasets(config)) == fingerprint(found)
+    assert fingerprint(open_datasets(replace(config, seed=5))) != fingerprint(found)
+    assert fingerprint(open_datasets(replace(config, seed=5, split_seed=4))) == fingerprint(found)
+    assert len(open_datasets(replace(config, val_split="validation")).val) == 2  # a tenth, at least one of each class
+
+
+def test_the_fingerprint_is_of_names_and_classes_and_not_of_the_place(images, tmp_path):
+    before = fingerprint(open_datasets(Config(data=str(images))))
+    images.rename(tmp_path / "moved")
+    config = Config(data=str(tmp_path / "moved"))
+    assert fingerprint(open_datasets(config)) == before
+    (tmp_path / "moved" / "train" / "red" / "0.jpg").rename(tmp_path / "moved" / "train" / "blue" / "z.jpg")
+    assert fingerprint(open_datasets(config)) != before
+
+
+def test_an_unreadable_image_is_named_or_passed_over(images):
+    bad = images / "train" / "blue" / "0.jpg"
+    bad.write_bytes(b"no image")
+    index = 0
+    with pytest.raises(DataError, match=f"cannot read the image {bad}"):
+        open_datasets(Config(data=str(images))).train[index]
+    found = open_datasets(Config(data=str(images), skip_bad_images=True))
+    assert found.train[index][1] == found.train[index + 1][1]
+    assert found.skipped == 1
+
+
+def test_in_val_it_is_left_out_so_that_no_other_counts_twice(images):
+    (images / "val" / "red" / "0.jpg").write_bytes(b"no image")
+    found = open_datasets(Config(data=str(images), skip_bad_images=True))
+    assert (len(found.val), found.skipped) == (3, 1)
+
+
+def test_subsample_keeps_every_class(images):
+    found = open_datasets(Config(data=str(images)))
+    subsample(found.train, 4)
+    assert [target for _, target in found.train.reader.samples] == [0, 0, 1, 1]
+    subsample(found.train, 400)
+    assert len(found.train) == 4
+
+
+@pytest.mark.parametrize("name", ["wds/imagenet", "hfids/cifar10", "tfds/mnist"])
+def test_a_stream_is_refused_before_anything_is_asked_of_it(name):
+    with pytest.raises(DataError, match=r"is a stream: .* Use a folder of images, torch/NAME or hfds/NAME"):
+        open_datasets(Config(data=name))
+
+
+def test_a_source_of_timm(tmp_path):
+    """A folder in the layout of torchvision's ImageFolder, asked for by its scheme."""
+    pytest.importorskip("torchvision")
+    with pytest.raises(DataError, match="cannot open torch/no_such_set, split 'train'"):
+        open_datasets(Config(data="torch/no_such_set", data_dir=str(tmp_path)))
+
+
+def test_classes_that_differ(images):
+    (images / "val" / "red").rename(images / "val" / "green")
+    with pytest.raises(DataError, match=r"only in val/: green; only in train/: red"):
+        open_datasets(Config(data=str(images)))
+
+
+def test_one_image_of_a_class_cannot_be_split(images):
+    for path in sorted((images / "train" / "red").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(DataError, match=r"class 'red' in .* has too few images"):
+        open_datasets(Config(data=str(images / "train")))

@@ -1,0 +1,72 @@
+"""results.json by machine keys, there and back; the one table writer; the words for keys."""
+
+from __future__ import annotations
+
+import json
+
+from figures import STRENGTHS, evaluation, result
+from timm_neutreno_cli.reports import epochs, tables
+from timm_neutreno_cli.reports.results import Evaluations, RunResult
+
+MODELS = {
+    "checkpoint": evaluation(50.0), "neutreno/start": evaluation(40.0, strengths=STRENGTHS),
+    "control": evaluation(80.0), "neutreno": evaluation(81.0, strengths=STRENGTHS),
+    "neutreno/ema": evaluation(82.0, strengths=STRENGTHS),
+}  # fmt: skip
+
+
+def test_a_result_is_written_and_read_back(tmp_path):
+    assert RunResult.read(tmp_path) is None
+    found = result(MODELS)
+    found.write(tmp_path)
+    assert RunResult.read(tmp_path) == found
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert list(document["models"]) == list(MODELS)
+    assert document["verdict"] == found.sentences
+    assert [tuple(row) for row in document["table"]] == found.rows
+
+
+def test_rows_are_called_in_words_and_ordered_by_arms(tmp_path):
+    evaluations = Evaluations(tmp_path, writes=True)
+    for key in reversed(MODELS):
+        evaluations.add(key, MODELS[key])
+    assert list(evaluations.in_order(["control", "neutreno"])) == list(MODELS)
+    assert Evaluations(tmp_path, writes=True).rows == evaluations.rows
+    assert [tables.label(key) for key in MODELS] == [
+        "checkpoint as it came", "neutreno, not adapted", "control, no method", "neutreno, adapted",
+        "neutreno, adapted, EMA",
+    ]  # fmt: skip
+
+
+def test_one_table_in_three_notations():
+    rows = [("model", "top-1"), ("a|b <c>", "81.00")]
+    assert tables.plain(rows) == "model    top-1\n--------------\na|b <c>  81.00"
+    assert tables.markdown(rows).splitlines() == ["| model | top-1 |", "|---|---|", "| a|b <c> | 81.00 |"]
+    assert "<td>a|b &lt;c&gt;</td>" in tables.html(rows)
+
+
+def test_strengths_in_a_cell():
+    learned = {"mean_abs": 0.25, "min": -0.3, "max": 0.2}
+    assert tables.strength_cell({}) == "-"
+    assert tables.strength_cell(STRENGTHS) == "0.6"
+    assert tables.strength_cell({"gfsa": learned}) == "|0.25|"
+    assert tables.strength_cell({"gfsa": learned, **STRENGTHS}) == "gfsa |0.25|, fidelity 0.6"
+
+
+def test_a_new_head_s_accuracy_is_hidden_until_it_is_trained():
+    rows = {row[0]: row for row in tables.cells(MODELS, new_head=True)}
+    assert rows["neutreno, not adapted"][2:5] == ("new head",) * 3
+    assert rows["neutreno, adapted"][2] == "81.00"
+
+
+def test_an_epoch_s_record_and_line():
+    pace = epochs.Pace(seconds=2.0, waited=1.0, steps=10)
+    record = epochs.record("gfsa", 3, {"train_loss": 0.5}, pace, 8, {"raw": evaluation(80.0), "ema": evaluation(81.0)})
+    assert (record["images_per_second"], record["data_wait_share"]) == (40.0, 0.5)
+    assert (record["val_top1"], record["val_ema_top1"]) == (80.0, 81.0)
+    words = " ".join(epochs.line(record, 10).split())
+    assert words == "gfsa epoch 3/10 train loss 0.5000 val loss 1.0000 top-1 80.00 EMA 81.00 40 img/s"
+    assert epochs.waiting(record).startswith("50 % of the time")
+    nothing = epochs.record("gfsa", 3, {"train_loss": 0.5}, epochs.Pace(1.0, 0.0, 0), 8, {"raw": evaluation(80.0)})
+    assert "img/s" not in epochs.line(nothing, 10)
+    assert epochs.waiting(nothing) == ""
