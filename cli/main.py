@@ -14,6 +14,7 @@ from .analyze import analyze
 from .errors import CliError, one_line
 from .evaluate_command import evaluate
 from .models import models
+from .probe import probe
 from .push import push
 
 Version = Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")]
@@ -31,6 +32,7 @@ app.command()(adapt)
 app.command()(evaluate)
 app.command()(analyze)
 app.command()(models)
+app.command()(probe)
 app.command()(push)
 
 adapt_app = typer.Typer(pretty_exceptions_enable=False, context_settings=SETTINGS)

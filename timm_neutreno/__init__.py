@@ -18,7 +18,7 @@ from .support import LayerSupport, UnsupportedModelError, check_support
 from .surgery import is_patched, patch, set_fidelity, unpatch
 
 if TYPE_CHECKING:
-    from . import hub, smoothing
+    from . import hub, probing, smoothing
 
 __all__ = [
     "LayerSupport",
@@ -28,6 +28,7 @@ __all__ = [
     "hub",
     "is_patched",
     "patch",
+    "probing",
     "set_fidelity",
     "smoothing",
     "supported_models",
@@ -37,8 +38,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """`timm_neutreno.hub` and `.smoothing` come when they are used first: they double the time of the import."""
-    if name in ("hub", "smoothing"):
+    """`hub`, `probing` and `smoothing` come when they are used first: they would double the time of the import."""
+    if name in ("hub", "probing", "smoothing"):
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
