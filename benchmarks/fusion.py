@@ -23,7 +23,7 @@ from torch._inductor.exc import InductorError
 from torch._inductor.utils import run_and_get_code
 from torch.nn.attention.flex_attention import flex_attention
 
-from timm_neutreno.fidelity import add_fidelity_term
+from timm_neutreno.methods import add_scaled
 
 HEADS, TOKENS, CHANNELS = 3, 197, 64
 AUTOTUNED = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
@@ -46,7 +46,7 @@ class Layer(torch.nn.Module):
     def forward(self, qkv: Tensor, v0: Tensor) -> Tensor:
         q, k, v = qkv.unflatten(2, (3, HEADS, CHANNELS)).permute(2, 0, 3, 1, 4)
         u = self.attention(q, k, v)
-        u = add_fidelity_term(u, v, v0, 0.6) if self.term else u
+        u = add_scaled(u, 0.6, v0 - v) if self.term else u
         return self.proj(u.transpose(1, 2).flatten(2))
 
 

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 import timm_neutreno
-from timm_neutreno.smoothing.cost import _Counter, count
+from timm_neutreno.cost import Counter, count
 
 HERE = Path(__file__).parent
 JSON, PLOT, README = HERE / "speed.json", HERE / "speed.svg", HERE.parent / "README.md"
@@ -265,7 +265,7 @@ def peak_bytes(model: nn.Module, cell: Cell, images: Tensor) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         return weights + torch.cuda.max_memory_allocated() - before
-    with _Counter() as counter:
+    with Counter() as counter:
         run()
     model.zero_grad(set_to_none=True)
     return weights + counter.peak

@@ -21,13 +21,10 @@ from timm.models._input import get_model_input_config
 from timm.utils import random_seed
 from torch import nn
 
-from timm_neutreno import UnsupportedModelError, set_fidelity
-from timm_neutreno.fidelity import DEFAULT_FIDELITY
+from timm_neutreno import METHODS, UnsupportedModelError, set_fidelity, strengths
 from timm_neutreno.hub import save_pretrained
+from timm_neutreno.names import neutreno_name
 from timm_neutreno.smoothing import plot_similarity
-from timm_neutreno.support import find_layers
-from timm_neutreno.surgery import fidelity_holders
-from timm_neutreno.twins import twin_name
 
 from . import checkpoint, data, parallel, plan, processes, push, resume, run_directory, seeds, summary
 from .config import AdaptConfig, Recipe, as_dict, check_config, resolve_recipe
@@ -126,7 +123,7 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
         directory = processes.agree(chosen)
     if config.push_to_hub and members.first and not config.dry_run:
         # as soon as nothing else can be refused, since it makes the repository
-        push.prepare(config.push_to_hub, config.private, config.revision, config.create_pr, twin_name(source.arch))
+        push.prepare(config.push_to_hub, config.private, config.revision, config.create_pr, neutreno_name(source.arch))
 
     models = Models(source, images, config, recipe, device)
     plain = models.build(source.fidelity or 0.0, own=True)
@@ -312,7 +309,7 @@ def settle_fidelity(config: AdaptConfig, source: checkpoint.Source) -> dict[str,
             f"{source.label} has a fidelity learned per {source.learnable_fidelity}; --learnable-fidelity {learnable} "
             "does not fit. Leave the option out to go on learning."
         )
-    own = source.fidelity if source.fidelity is not None else DEFAULT_FIDELITY
+    own = source.fidelity if source.fidelity is not None else METHODS["neutreno"].strengths["fidelity"]
     return {
         "fidelity": config.fidelity if config.fidelity is not None else own,
         "learnable_fidelity": learnable,
@@ -322,10 +319,9 @@ def settle_fidelity(config: AdaptConfig, source: checkpoint.Source) -> dict[str,
 def freeze_fidelity(model: nn.Module) -> None:
     """The control stays plain softmax attention."""
     set_fidelity(model, 0.0)
-    for owner in find_layers(model):
-        for holder in fidelity_holders(owner):
-            if isinstance(holder.fidelity, nn.Parameter):
-                holder.fidelity.requires_grad_(False)
+    for value in strengths(model).values():
+        if isinstance(value, nn.Parameter):
+            value.requires_grad_(False)
 
 
 def choose_device(name: str | None, members: Processes) -> torch.device:
@@ -425,10 +421,9 @@ def report(
 
 
 def _fidelities(config: AdaptConfig, results: dict[str, Evaluation], model: nn.Module) -> dict[str, str]:
-    learned = [h.fidelity for owner in find_layers(model) for h in fidelity_holders(owner)]
     after = f"{config.fidelity:g}"
     if config.learnable_fidelity:
-        flat = torch.cat([f.detach().flatten().cpu() for f in learned if isinstance(f, torch.Tensor)])
+        flat = torch.cat([f.detach().flatten().cpu() for f in strengths(model).values() if isinstance(f, torch.Tensor)])
         after = f"{flat.min():.2f} to {flat.max():.2f}"
     values = {
         summary.BEFORE: "-",

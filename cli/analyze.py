@@ -127,8 +127,8 @@ def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, de
     """
     import torch
 
-    from timm_neutreno.fidelity import DEFAULT_FIDELITY
-    from timm_neutreno.twins import PREFIX
+    from timm_neutreno import METHODS
+    from timm_neutreno.names import PREFIX
 
     from .checkpoint import build
 
@@ -138,7 +138,8 @@ def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, de
         source = _source(text, arch, pretrained)
         own = source.fidelity is not None or not text.startswith(PREFIX)
         torch.manual_seed(seed)
-        model = build(source, fidelity=None if own else DEFAULT_FIDELITY, pretrained=pretrained or not _is_name(text))
+        fidelity = None if own else METHODS["neutreno"].strengths["fidelity"]
+        model = build(source, fidelity=fidelity, pretrained=pretrained or not _is_name(text))
         label = text if _is_name(text) else Path(text).name or text
         label = text if label in models else label
         if label in models:
@@ -151,14 +152,14 @@ def _is_name(text: str) -> bool:
     """Whether it is a model's name, not a file, folder or address."""
     import timm
 
-    from timm_neutreno.twins import twin_name
+    from timm_neutreno.names import neutreno_name
 
-    return timm.is_model(twin_name(_architecture(text)))
+    return timm.is_model(neutreno_name(_architecture(text)))
 
 
 def _architecture(name: str) -> str:
     """The timm name without prefix and tag, short names spelled out."""
-    from timm_neutreno.twins import base_name
+    from timm_neutreno.names import base_name
 
     from .checkpoint import SHORT_NAMES
 

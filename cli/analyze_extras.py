@@ -76,7 +76,7 @@ def cost_part(models: Models, first: dict[str, Tensor], plots: Path) -> tuple[An
     import copy
 
     from timm_neutreno import is_patched, unpatch
-    from timm_neutreno.smoothing import efficiency
+    from timm_neutreno.cost import efficiency
 
     numbers: dict[str, Any] = {}
     table = [["model", "operations", "peak memory", "time (quartiles)"]]

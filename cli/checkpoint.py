@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import timm_neutreno
 from timm_neutreno import demo
-from timm_neutreno.twins import base_name, twin_name
+from timm_neutreno.names import base_name, neutreno_name
 
 from .errors import CheckpointError, HubError, UsageError, one_line
 
@@ -114,7 +114,7 @@ def _known(arch: str, where: str = "") -> str:
     """The timm name of an architecture that has a twin."""
     arch = base_name(arch)
     arch = SHORT_NAMES.get(arch, arch)
-    if timm.is_model(twin_name(arch)):
+    if timm.is_model(neutreno_name(arch)):
         return arch
     if not timm.is_model(arch):
         names = [*timm_neutreno.supported_models(), *SHORT_NAMES]
@@ -276,7 +276,7 @@ def build(
     kwargs.update({key: value for key, value in given.items() if value is not None})
     with weight_errors(source), hub_errors(source.label):
         model = timm.create_model(
-            twin_name(source.arch),
+            neutreno_name(source.arch),
             pretrained=pretrained,
             pretrained_cfg=source.pretrained_cfg,
             pretrained_cfg_overlay=source.overlay or None,

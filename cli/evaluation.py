@@ -11,8 +11,7 @@ from timm.data import resolve_model_data_config
 from timm.models._input import get_model_input_config
 from torch import Tensor
 
-from timm_neutreno.support import find_layers
-from timm_neutreno.surgery import fidelity_holders
+from timm_neutreno import strengths
 
 from . import checkpoint, data, parallel, resume
 from .adaptation import EVAL_BATCH, choose_device, other_classes, share_cores
@@ -63,7 +62,7 @@ def evaluate_model(name: str, given: dict[str, Any], batch_size: int | None) -> 
 
 
 def _fidelity(model: Any) -> str:
-    values = [h.fidelity for owner in find_layers(model) for h in fidelity_holders(owner)]
+    values = [value for name, value in strengths(model).items() if name.endswith(".fidelity")]
     numbers = [x for v in values for x in (v.flatten().tolist() if isinstance(v, Tensor) else [v])]
     low, high = min(numbers), max(numbers)
     return f"{low:g}" if low == high else f"{low:.2f} to {high:.2f}"

@@ -37,7 +37,7 @@ def find(pattern: str, params: bool) -> Iterator[dict[str, Any]]:
     from timm.models import get_arch_pretrained_cfgs, model_entrypoint
 
     import timm_neutreno
-    from timm_neutreno.twins import base_name, twin_name
+    from timm_neutreno.names import base_name, neutreno_name
 
     names = fnmatch.filter(timm_neutreno.supported_models(), base_name(pattern))
     if not names:
@@ -46,7 +46,7 @@ def find(pattern: str, params: bool) -> Iterator[dict[str, Any]]:
         cfgs = get_arch_pretrained_cfgs(name).values()
         row = {
             "name": name,
-            "twin": twin_name(name),
+            "twin": neutreno_name(name),
             "family": model_entrypoint(name).__module__.rpartition(".")[2],
             "tags": [cfg.tag or "" for cfg in cfgs if cfg.has_weights],
         }

@@ -18,9 +18,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
-from timm_neutreno import set_fidelity
-from timm_neutreno.support import find_layers
-from timm_neutreno.surgery import fidelity_holders
+from timm_neutreno import set_fidelity, set_strengths, strengths
+from timm_neutreno.support import find_vits
 
 from . import parallel, processes, run_directory
 from .config import AdaptConfig, Recipe
@@ -107,10 +106,9 @@ def trainable(model: nn.Module, what: str) -> None:
     if what == "all":
         return
     chosen = {id(p) for p in model.get_classifier().parameters()} if what != "fidelity" else set()  # type: ignore[operator]
-    for owner in find_layers(model):
-        for holder in fidelity_holders(owner):
-            if what in ("fidelity", "attention") and isinstance(holder.fidelity, nn.Parameter):
-                chosen.add(id(holder.fidelity))
+    if what in ("fidelity", "attention"):
+        chosen |= {id(value) for value in strengths(model).values()}
+    for owner in find_vits(model):
         if what == "attention":
             for name, parameter in owner.named_parameters():
                 if ".attn." in name or ".attn_" in name:
@@ -512,18 +510,14 @@ class LostContact(CliError):
 
 def _make_tensors(model: nn.Module, device: torch.device) -> bool:
     """Hold the fidelities in tensors while they rise: torch.compile would compile anew for every number."""
-    holders = [h for owner in find_layers(model) for h in fidelity_holders(owner)]
-    numbers = [h for h in holders if not isinstance(h.fidelity, Tensor)]
-    for holder in numbers:
-        holder.fidelity = torch.zeros(1, device=device)
-    return bool(numbers)
+    if all(isinstance(value, Tensor) for value in strengths(model).values()):
+        return False
+    set_strengths(model, as_tensors=True, fidelity=0.0)
+    return True
 
 
 def _make_numbers(model: nn.Module, fidelity: float) -> None:
-    for owner in find_layers(model):
-        for holder in fidelity_holders(owner):
-            holder.fidelity = fidelity
-    set_fidelity(model, fidelity)
+    set_strengths(model, as_tensors=False, fidelity=fidelity)
 
 
 def memory(device: torch.device) -> float | None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from timm_neutreno.support import find_layers
+from timm_neutreno.support import find_vits
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def projection_oracle(model: nn.Module, fidelity: float, grid: tuple[int, int]) 
     """Inside, every attention of the model's blocks adds the fidelity term to the input of its `proj`."""
     first: list[Tensor] = []
     handles = []
-    for layer, block in enumerate(find_layers(model)[0].blocks):
+    for layer, block in enumerate(find_vits(model)[0].blocks):
         window = getattr(block, "window_size", 0)
         seen: list[Tensor] = []
 
@@ -111,7 +111,7 @@ def projection_oracle(model: nn.Module, fidelity: float, grid: tuple[int, int]) 
 
 def oracle(model: nn.Module, fidelity: float, calls_per_layer: int, detach: bool = False):
     """The oracle that fits the row of `hosts.HOSTS`."""
-    owner = find_layers(model)[0]
+    owner = find_vits(model)[0]
     if calls_per_layer == 0:
         return projection_oracle(model, fidelity, tuple(owner.patch_embed.grid_size))
     parallel = hasattr(owner.blocks[0], "attns")

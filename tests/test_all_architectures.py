@@ -17,7 +17,7 @@ from timm.models.vision_transformer import DiffAttention, DiffParallelScalingBlo
 from timm.models.vision_transformer_sam import Block as SamBlock
 
 import timm_neutreno
-from timm_neutreno.support import find_layers
+from timm_neutreno.support import find_vits
 
 NAMES = timm_neutreno.supported_models()
 DEPTH = 3  # first, middle and last block
@@ -53,7 +53,7 @@ def build(name: str, **kwargs):
 
 
 def calls_per_layer(model) -> int:
-    block = find_layers(model)[0].blocks[0]
+    block = find_vits(model)[0].blocks[0]
     if isinstance(block, SamBlock) or isinstance(getattr(block, "attn", None), TalkingHeadAttn):
         return 0
     if isinstance(block, DiffParallelScalingBlock) or isinstance(getattr(block, "attn", None), DiffAttention):

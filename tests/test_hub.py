@@ -215,7 +215,7 @@ REFUSED = {
         lambda: timm_neutreno.patch(nn.Sequential(build("vit"))),
         "Cannot save Sequential: its architecture None is not a registered NeuTRENO model",
     ),
-    "mixed": (mixed_constants, r"different fidelities \(\[0\.1, 0\.6\]\), which config\.json cannot say.*set_fidelity"),
+    "mixed": (mixed_constants, r"different values of fidelity \(\[0\.1, 0\.6\]\), which config\.json.*set_strengths"),
 }
 
 

@@ -141,7 +141,7 @@ def test_fidelity_not_a_finite_number(bad):
 def test_learnable_fidelity_unknown(bad):
     plain = build("vit")
     before = state(plain)
-    with pytest.raises(ValueError, match=r"learnable_fidelity must be None, 'layer' or 'head', got"):
+    with pytest.raises(ValueError, match=r"learnable_fidelity must be one of None, False, 'layer', 'head'; got"):
         timm_neutreno.patch(plain, learnable_fidelity=bad)
     assert_untouched(plain, before)
 
@@ -150,7 +150,7 @@ def test_learnable_fidelity_unknown(bad):
 def test_patched_twice(key):
     model = make(key)
     expected, before = model(X), state(model)
-    with pytest.raises(ValueError, match=r"patched already. Use set_fidelity\(\).*or unpatch\(\)"):
+    with pytest.raises(ValueError, match=r"patched already. Use set_strengths\(\).*or unpatch\(\)"):
         timm_neutreno.patch(model, fidelity=0.1)
     assert_untouched(model, before)
     assert torch.equal(model(X), expected)

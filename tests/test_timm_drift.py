@@ -14,8 +14,8 @@ import tokenize
 import pytest
 import timm
 
-from timm_neutreno.blocks import BLOCK_KINDS, BRANCHES, SINGLE, WINDOWED
-from timm_neutreno.projections import RECIPES
+from timm_neutreno.blocks import BLOCKS, BRANCHES, SINGLE, WINDOWED
+from timm_neutreno.projections import ATTENTIONS
 
 # timm class -> hash of its forward in timm 1.0.31
 HASHES = {
@@ -56,8 +56,8 @@ def path_of(cls: type) -> str:
 
 def stands_in() -> dict[str, str]:
     """timm class -> what of ours follows its forward line by line."""
-    ours = {path_of(cls): f"row {cls.__name__} of RECIPES in timm_neutreno/projections.py" for cls in RECIPES}
-    for cls, kind in BLOCK_KINDS.items():
+    ours = {path_of(cls): f"row {cls.__name__} of ATTENTIONS in timm_neutreno/projections.py" for cls in ATTENTIONS}
+    for cls, kind in BLOCKS.items():
         if kind is BRANCHES:
             ours[path_of(cls)] = "run_branches in timm_neutreno/blocks.py"
         if kind is WINDOWED:
@@ -84,7 +84,7 @@ def test_forward_is_the_one_that_ours_follows(path):
     )
 
 
-@pytest.mark.parametrize("cls", [c for c, kind in BLOCK_KINDS.items() if kind in (SINGLE, WINDOWED)], ids=path_of)
+@pytest.mark.parametrize("cls", [c for c, kind in BLOCKS.items() if kind in (SINGLE, WINDOWED)], ids=path_of)
 def test_block_forward_reaches_attention_only_by_calling_self_attn(cls):
     """BlockView runs timm's own forward, whatever it is, if that calls `self.attn(...)` and keeps `self` to itself."""
     assert "forward" in vars(cls), "an inherited forward has a row of its own"

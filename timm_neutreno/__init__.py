@@ -1,4 +1,4 @@
-"""NeuTRENO attention for timm's Vision Transformers. Importing this package registers the `neutreno_*` models.
+"""NeuTRENO attention and its relatives for timm's Vision Transformers. The import registers the `neutreno_*` models.
 
     import timm, timm_neutreno
     model = timm.create_model("neutreno_deit_tiny", pretrained=True)
@@ -11,16 +11,16 @@ __version__ = "0.1.0"
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .fidelity import fidelity_term
-from .fused import use_fused_attention
+from .methods import METHODS, fidelity_term
 from .neutreno_vit import supported_models
 from .support import LayerSupport, UnsupportedModelError, check_support
-from .surgery import is_patched, patch, set_fidelity, unpatch
+from .surgery import is_patched, patch, set_fidelity, set_strengths, strengths, unpatch
 
 if TYPE_CHECKING:
     from . import hub, probing, smoothing
 
 __all__ = [
+    "METHODS",
     "LayerSupport",
     "UnsupportedModelError",
     "check_support",
@@ -30,10 +30,11 @@ __all__ = [
     "patch",
     "probing",
     "set_fidelity",
+    "set_strengths",
     "smoothing",
+    "strengths",
     "supported_models",
     "unpatch",
-    "use_fused_attention",
 ]
 
 

@@ -1,23 +1,21 @@
-"""One attention body for every supported class: project -> attend -> formula -> output.
+"""One attention body for every supported class: project -> attend, wrapped by the module's methods -> output.
 
-The body calls a formula `mix(u, v)` and does not know which. `FidelityMix` is NeuTRENO's: in the first layer it records
-v, in a later one it adds the fidelity term. A mix is made inside the block's own checkpoint region, for one call.
+The body knows no method by name. What methods take is read from the module: `methods`, their names in the order of
+nesting, and one attribute per strength. The first layer's values come and go in a `Carry`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from . import fused
-from .fidelity import add_fidelity_term
-from .projections import RECIPES, Recipe, attend
-from .recomputation import is_kept, recomputed
+from .methods import METHODS, Attend
+from .projections import ATTENTIONS, AttentionSpec
 
-Mix = Callable[[Tensor, Tensor], Tensor]
+SHOWN = 32  # learned numbers of a layer that print(model) lists; of more it shows the range
 
 
 def is_traced(x: Tensor) -> bool:
@@ -25,92 +23,135 @@ def is_traced(x: Tensor) -> bool:
     return torch.jit.is_tracing() or not isinstance(x, Tensor)
 
 
-class FidelityMix:
-    """The formula of one attention call.
+class Carry:
+    """The first layer's values in one attention call. Made inside the block's own checkpoint region, for one call.
 
     Args:
-        v0: The first layer's values, (B, H, N, D); None in the first layer, where the mix records them as `v`.
-        holder: The module that holds the layer's fidelity; None in the first layer. The fidelity is read in the call,
-            inside that module's forward: outside it, a learnable one may be a shard (FSDP2).
+        v0: The first layer's values, (B, H, N, D); None in the first layer, whose values it records as `v`.
         checkpoint: Whether activations are recomputed, so that autograd does not keep q, k and v.
     """
 
-    def __init__(self, v0: Tensor | None, holder: nn.Module | None, checkpoint: bool = False):
+    def __init__(self, v0: Tensor | None = None, checkpoint: bool = False):
         self.v0 = v0
-        self.holder = holder
         self.checkpoint = checkpoint
         self.v: Tensor | None = None
 
     def record(self, v: Tensor) -> None:
-        """v is a view of q, k and v in one tensor: copy it where nothing else would keep q and k alive.
+        """Keep v; after attention, since before it the order in which autograd sums up v's gradients would change.
 
-        At once, not at the end of the block: there the MLP comes, where most memory is in use.
+        v is a view of q, k and v in one tensor: it is copied where nothing else would keep q and k alive. At once, not
+        at the end of the block: there the MLP comes, where most memory is in use.
         """
         copied = not is_traced(v) and (self.checkpoint or not v.requires_grad)
         self.v = v.clone() if copied else v
 
-    def __call__(self, u: Tensor, v: Tensor) -> Tensor:
-        if self.v0 is None:
-            self.record(v)
-            return u
+    def first_values(self, v: Tensor) -> Tensor:
+        """v0, to be used beside this layer's values v of the same shape.
+
+        Raises:
+            RuntimeError: If the shapes differ.
+        """
+        assert self.v0 is not None
         if not is_traced(v) and self.v0.shape != v.shape:
             raise RuntimeError(
                 f"NeuTRENO needs the values of every layer in one shape: the first layer's are {tuple(self.v0.shape)}, "
                 f"this layer's {tuple(v.shape)} (batch, heads, tokens, channels). Tokens or images were dropped, "
                 "merged or added between the blocks, or the blocks were called on another input than the first one."
             )
-        return add_fidelity_term(u, v, self.v0, self.holder.fidelity)  # type: ignore[union-attr, arg-type]
+        return self.v0
 
 
-def neutreno_attention(module: nn.Module, recipe: Recipe, mix: Mix, x: Tensor, *args, **kwargs) -> Tensor:
-    """Run `module` as timm does, with `mix` applied to its attention output and values.
+def run_attention(module: Any, spec: AttentionSpec, carry: Carry | None, x: Tensor, *args, **kwargs) -> Tensor:
+    """Run `module` as timm does, with its methods around attention.
 
     Args:
-        module: An attention module, or a block whose attention is inline, of the class that `recipe` is for.
-        recipe: Its row of `RECIPES`.
-        mix: The formula, (u, v) -> u, each (B, H, N, D).
+        module: An attention module, or a block whose attention is inline, with `methods` and their strengths.
+        spec: The row of ATTENTIONS for its timm class.
+        carry: The first layer's values; None where no method needs them.
         x: Tokens as that class takes them, mostly (B, N, C).
         *args: Further inputs of that class: masks, position embeddings.
-        **kwargs: Likewise.
+        **kwargs: Further inputs of that class, by name.
     """
-    p = recipe.project(module, x, *args, **kwargs)
-    if fused.is_enabled() and recipe.attend is attend and isinstance(mix, FidelityMix) and not is_traced(x):
-        u = fused.fused_attention(module, p, mix)
-        if u is not None:
-            return recipe.output(module, u, x, p)
-    attended = recipe.attend(module, p)
-    u = mix(attended, p.v)
-    if not is_kept(attended) or not isinstance(mix, FidelityMix) or mix.v0 is None:
-        return recipe.output(module, u, x, p)
-    with recomputed(u, add_fidelity_term, attended, p.v, mix.v0, mix.holder.fidelity):  # type: ignore[union-attr]
-        return recipe.output(module, u, x, p)
+    p = spec.project(module, x, *args, **kwargs)
+    v0 = carry.first_values(p.v) if carry is not None and carry.v0 is not None else None
+    u = nest(module, partial(spec.attend, module), ("map", "values", "scores"), v0)(p)
+    if carry is not None and v0 is None:
+        carry.record(p.v)
+    y = spec.output(module, u, x, p)
+    for name in module.methods:
+        row = METHODS[name]
+        if row.acts_on == "output":
+            y = row.apply(y, p, **{strength: getattr(module, strength) for strength in row.strengths})
+    return y
 
 
-class NeutrenoAttention:
-    """Mixed in before a timm attention class. Holds `fidelity`, which the block hands over inside a mix."""
+def nest(module: Any, attend: Attend, acting_on: tuple[str, ...], v0: Tensor | None = None) -> Attend:
+    """`attend` inside those methods of `module` that act on the given things, in the order of METHODS.
+
+    Args:
+        module: A patched attention, or any other one, which has no methods.
+        attend: Attention proper.
+        acting_on: Values of `Method.acts_on`, without "output".
+        v0: The first layer's values, (B, H, N, D), if one of the methods needs them.
+    """
+    for name in getattr(module, "methods", ()):
+        row = METHODS[name]
+        if row.acts_on in acting_on:
+            strengths: dict[str, Any] = {strength: by_head(getattr(module, strength)) for strength in row.strengths}
+            if row.needs_v0:
+                strengths["v0"] = v0
+            attend = partial(row.apply, attend, **strengths)
+    return attend
+
+
+def by_head(strength: float | Tensor) -> float | Tensor:
+    """A strength that broadcasts against (B, H, N, D): a tensor of one number or one per head as (1 or H, 1, 1)."""
+    return strength if isinstance(strength, int | float) else strength.view(-1, 1, 1)
+
+
+class PatchedAttention:
+    """Mixed in before a timm attention class, or before a timm block whose attention is inline.
+
+    Attributes:
+        methods: Names in the order of METHODS. Each strength of theirs is an attribute of its own: a number, a
+            parameter, or a tensor (see surgery.set_strengths).
+        takes_carry: Whether its block must bring a Carry: it gives or takes the first layer's values.
+    """
 
     timm_class: ClassVar[type[nn.Module]]
-    fidelity: float | Tensor | None
+    methods: tuple[str, ...]
+    takes_carry: bool
 
-    def forward(self, x: Tensor, *args, mix: Mix | None = None, **kwargs) -> Tensor:
-        if mix is None:
+    def forward(self, x: Tensor, *args, carry: Carry | None = None, **kwargs) -> Tensor:
+        if carry is None and self.takes_carry:
             raise RuntimeError(
                 f"{type(self).__name__} was called on its own: it needs the first layer's values, which its block "
                 "brings. Call the model, or its blocks in order, or unpatch() the model first."
             )
-        return neutreno_attention(self, RECIPES[self.timm_class], mix, x, *args, **kwargs)  # type: ignore[arg-type]
+        return run_attention(self, ATTENTIONS[self.timm_class], carry, x, *args, **kwargs)
 
     def extra_repr(self) -> str:
-        return ", ".join(filter(None, (super().extra_repr(), describe_fidelity(self.fidelity))))  # type: ignore[misc]
+        return ", ".join(filter(None, (super().extra_repr(), describe(self))))  # type: ignore[misc]
 
 
-def describe_fidelity(fidelity: float | Tensor | None) -> str:
-    """How `print(model)` shows a layer's fidelity."""
-    if fidelity is None:
-        return "gives v0"
-    if not isinstance(fidelity, Tensor):
-        return f"fidelity={fidelity:g}"
-    kind = "layer" if fidelity.numel() == 1 else "head"
-    if fidelity.is_meta:
-        return f"fidelity=learnable per {kind}"
-    return f"fidelity=learnable per {kind}, now {[round(value, 4) for value in fidelity.flatten().tolist()]}"
+def describe(attn: Any) -> str:
+    """How `print(model)` shows a patched attention: its methods, their strengths, and whether it gives v0."""
+    parts = [] if any(METHODS[name].needs_v0 for name in attn.methods) or not attn.takes_carry else ["gives v0"]
+    for name in attn.methods:
+        row = METHODS[name]
+        shown = [f"{strength}={_shown(getattr(attn, strength), row.learnable)}" for strength in row.strengths]
+        parts += shown or [name]
+    return ", ".join(parts)
+
+
+def _shown(strength: float | Tensor, learnable: tuple[str, ...]) -> str:
+    if not isinstance(strength, Tensor):
+        return f"{strength:g}"
+    kind = f"learnable per {learnable[-1] if strength.numel() > 1 else 'layer'}"
+    what = kind if isinstance(strength, nn.Parameter) else "tensor"
+    if strength.is_meta:
+        return what
+    values = strength.detach().flatten()
+    if len(values) > SHOWN:
+        return f"{what}, {len(values)} numbers from {values.min():.4g} to {values.max():.4g}"
+    return f"{what}, now {[round(value, 4) for value in values.tolist()]}"

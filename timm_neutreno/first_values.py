@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 class Block(Protocol):
-    position: int  # in the order of the forward pass
+    index: int  # in the order of the forward pass
 
 
 Values = tuple[Tensor, ...]  # one per attention of a block; more than one only where a block has parallel branches
 
 
-class FirstValues:
+class FirstValuesStore:
     """Shared by the blocks of one model. Copies and pickles as an empty one.
 
     Attributes:
@@ -33,11 +33,11 @@ class FirstValues:
         self._local = threading.local()
         # set here so that torch.compile finds the same attributes on its first call as on its second
         self._local.values = None
-        self._local.position = 0
+        self._local.index = 0
         self._local.grad_mode = True
 
     def __reduce__(self):
-        return FirstValues, (self.checkpoint,)
+        return FirstValuesStore, (self.checkpoint,)
 
     def begin(self) -> Values | None:
         """Start a forward pass; returns what the pass around it, if any, had stored, to be given to `end`."""
@@ -50,7 +50,7 @@ class FirstValues:
 
     def write(self, values: Values) -> None:
         self._local.values = values
-        self._local.position = 0
+        self._local.index = 0
         self._local.grad_mode = torch.is_grad_enabled()
 
     def read(self, block: Block) -> Values:
@@ -62,21 +62,21 @@ class FirstValues:
         values = getattr(self._local, "values", None)
         if values is None:
             raise RuntimeError(
-                f"NeuTRENO block {block.position} was called without the first block before it in this forward pass, "
+                f"NeuTRENO block {block.index} was called without the first block before it in this forward pass, "
                 "so there are no first-layer values. Call the model, or all its blocks in order. If this came up in a "
                 "backward pass, an outside checkpoint wrapper recomputes the block alone: use "
                 "model.set_grad_checkpointing() instead of it."
             )
-        if not torch.compiler.is_compiling():  # a guard on the position would compile every block anew
-            self._check_order(block.position)
+        if not torch.compiler.is_compiling():  # a guard on the index would compile every block anew
+            self._check_order(block.index)
         return values
 
-    def _check_order(self, position: int) -> None:
-        last = getattr(self._local, "position", 0)
-        if position <= last:
+    def _check_order(self, index: int) -> None:
+        last = getattr(self._local, "index", 0)
+        if index <= last:
             self._local.values = None
             raise RuntimeError(
-                f"NeuTRENO block {position} was called after block {last} without the first block in between, so the "
+                f"NeuTRENO block {index} was called after block {last} without the first block in between, so the "
                 "stored first-layer values belong to another input. Call all blocks in order, from the first."
             )
         if torch.is_grad_enabled() and not getattr(self._local, "grad_mode", True):
@@ -86,4 +86,4 @@ class FirstValues:
                 "first-layer values would be lost. An outside reentrant checkpoint wrapper does this: use "
                 "model.set_grad_checkpointing() instead of it. To freeze the first block, use requires_grad_(False)."
             )
-        self._local.position = position
+        self._local.index = index

@@ -1,7 +1,7 @@
 """Saving and pushing a NeuTRENO model so that `timm.create_model("local-dir:...")` or `"hf-hub:..."` gives it back.
 
 What config.json must keep, or repositories that exist stop loading: `architecture` (a registered `neutreno_*` name),
-`num_classes`, `model_args` with `fidelity` and `learnable_fidelity`, and timm's `pretrained_cfg`.
+`num_classes`, `model_args` with the arguments of `patch` (without `method`: NeuTRENO), and timm's `pretrained_cfg`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 import yaml
 from huggingface_hub import HfApi
 from timm.models import save_for_hf
@@ -23,8 +22,9 @@ from torch import nn
 
 from . import card, hub_client
 from .hub_errors import PushError
-from .support import find_layers
-from .surgery import fidelity_holders, is_patched
+from .methods import STRENGTHS
+from .names import METHOD_ARGUMENTS
+from .surgery import is_patched, strengths
 
 
 def save_pretrained(
@@ -54,7 +54,7 @@ def save_pretrained(
 
     Raises:
         ValueError: If the model is not patched, is not one that `timm.create_model` can build, or its layers have
-            different constant fidelities.
+            different constant strengths.
     """
     directory = Path(directory)
     arguments = _model_arguments(model)
@@ -177,14 +177,16 @@ def _model_arguments(model: Any) -> dict[str, Any]:
         raise ValueError(
             f"Cannot save {type(model).__name__}: it wraps a model (features_only); timm saves only the model itself."
         )
-    holders = [holder for owner in find_layers(model) for holder in fidelity_holders(owner)]
-    learnable = model._model_args["learnable_fidelity"]
-    if learnable:
-        return {"learnable_fidelity": learnable, "fidelity": model._model_args["fidelity"]}
-    values = {float(holder.fidelity) for holder in holders if not isinstance(holder.fidelity, torch.Tensor)}
-    if len(values) != 1:
-        raise ValueError(
-            f"The layers have different fidelities ({sorted(values)}), which config.json cannot say. Use "
-            "set_fidelity(model, value), or learnable_fidelity='layer' to have one per layer in the weights."
-        )
-    return {"learnable_fidelity": None, "fidelity": values.pop()}
+    recorded = model._model_args
+    arguments = {key: recorded[key] for key in METHOD_ARGUMENTS if key in recorded}
+    for name in STRENGTHS:
+        if name in recorded and not recorded[f"learnable_{name}"]:
+            values = {float(value) for key, value in strengths(model).items() if key.rpartition(".")[2] == name}
+            if len(values) > 1:
+                raise ValueError(
+                    f"The layers have different values of {name} ({sorted(values)}), which config.json cannot say. Use "
+                    f"set_strengths(model, {name}=...), or learnable_{name}='layer' to have one per layer in the "
+                    "weights."
+                )
+            arguments[name] = values.pop()
+    return arguments

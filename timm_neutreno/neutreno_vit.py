@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from timm.models._hub import load_state_dict_from_hf, load_state_dict_from_path
 from timm.models._pretrained import DefaultCfg
 from torch import Tensor, nn
 
-from .fidelity import DEFAULT_FIDELITY
+from .methods import STRENGTHS, resolve
+from .names import METHOD_ARGUMENTS, neutreno_name
 from .surgery import patch
-from .twins import twin_name
 
 # timm modules whose models are isotropic ViTs made of supported classes
 MODULES = (
@@ -56,28 +56,33 @@ def _default_cfg(base: str) -> DefaultCfg:
 
 def _entrypoint(name: str, base: str) -> Callable[..., nn.Module]:
     def create(
-        pretrained: bool = False,
-        fidelity: float = DEFAULT_FIDELITY,
-        learnable_fidelity: str | None = None,
-        **kwargs: Any,
+        pretrained: bool = False, method: str = "neutreno", layers: Sequence[int] | None = None, **kwargs: Any
     ) -> nn.Module:
+        options = {key: kwargs.pop(key) for key in METHOD_ARGUMENTS if key in kwargs}
+        resolved = resolve(method, options)
         learned: dict[str, Tensor] = {}
-        if pretrained and learnable_fidelity:
-            learned = _take_learned_fidelity(base, kwargs)
+        if pretrained and any(resolved[key] for key in resolved if key.startswith("learnable_")):
+            learned = _take_learned_strengths(base, kwargs)
         model = model_entrypoint(base)(pretrained=pretrained, **kwargs)
-        patch(model, fidelity=fidelity, learnable_fidelity=learnable_fidelity)
+        patch(model, method, layers=layers, **options)
         if learned:
-            _load_learned_fidelity(model, learned)
+            _load_learned_strengths(model, learned)
         return model
 
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"NeuTRENO twin of timm's {base}: its parameters and weights, with `patch` applied."
+    create.__doc__ = (
+        f"NeuTRENO twin of timm's {base}: its parameters and weights, with `patch(model, method, layers, ...)` applied."
+    )
     create.__module__ = __name__
     return create
 
 
-def _take_learned_fidelity(base: str, kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    """Split learned fidelities off weights that we saved; timm's loader gets the rest, which fits the plain model."""
+def _is_strength(key: str) -> bool:
+    return key.rpartition(".")[2] in STRENGTHS
+
+
+def _take_learned_strengths(base: str, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """Split learned strengths off weights that we saved; timm's loader gets the rest, which fits the plain model."""
     cfg = resolve_pretrained_cfg(base, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")).to_dict()
     cache_dir = kwargs.get("cache_dir")
     if cfg.get("source") == "hf-hub":
@@ -88,20 +93,20 @@ def _take_learned_fidelity(base: str, kwargs: dict[str, Any]) -> dict[str, Tenso
         weights = load_state_dict(cfg["file"])
     else:
         return {}  # the base model's own weights, which have none
-    learned = {key: weights.pop(key) for key in list(weights) if key.split(".")[-1] == "fidelity"}
+    learned = {key: weights.pop(key) for key in list(weights) if _is_strength(key)}
     overlay = dict(kwargs.get("pretrained_cfg_overlay") or {}, source="", file=None, state_dict=weights)
     kwargs["pretrained_cfg_overlay"] = overlay
     return learned
 
 
-def _load_learned_fidelity(model: nn.Module, learned: dict[str, Tensor]) -> None:
-    """Fill the model's fidelities; features_only wraps the model and drops last blocks, so match from `blocks.` on."""
+def _load_learned_strengths(model: nn.Module, learned: dict[str, Tensor]) -> None:
+    """Fill the model's strengths; features_only wraps the model and drops last blocks, so match from `blocks.` on."""
     saved = {key[key.index("blocks.") :]: value for key, value in learned.items()}
-    own = {key[key.index("blocks.") :]: key for key in model.state_dict() if key.split(".")[-1] == "fidelity"}
+    own = {key[key.index("blocks.") :]: key for key in model.state_dict() if _is_strength(key)}
     if missing := sorted(set(own) - set(saved)):
         raise RuntimeError(
-            f"The weights have no learned fidelity for {', '.join(missing)}. Create the model with the "
-            "learnable_fidelity that it was saved with."
+            f"The weights have no learned strength for {', '.join(missing)}. Create the model with the method, layers "
+            "and learnable_<strength> that it was saved with."
         )
     model.load_state_dict({key: saved[suffix] for suffix, key in own.items()}, strict=False)
 
@@ -112,6 +117,6 @@ def _register(base: str, name: str) -> None:
 
 
 for _base in supported_models():
-    _register(_base, twin_name(_base))
+    _register(_base, neutreno_name(_base))
 for _alias, _base in ALIASES.items():
-    _register(_base, twin_name(_alias))
+    _register(_base, neutreno_name(_alias))

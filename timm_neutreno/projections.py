@@ -1,14 +1,13 @@
 """How q, k and v come out of each attention class of timm, and how its output goes in again.
 
-One row per class in `RECIPES`. `attention.neutreno_attention` runs a row as
+One row per class in `ATTENTIONS`. `attention.run_attention` runs a row as
 
     project(module, x, ...) -> Projected      timm's code up to q, k, v
-    attend(module, p)       -> u              softmax(q k^T / sqrt(d)) v
-    [the formula]           -> u              between the two: not known here
+    attend(module, p)       -> u              softmax(q k^T / sqrt(d)) v, inside the methods, which are not known here
     output(module, u, x, p) -> y              timm's code after u
 
-The pieces follow timm 1.0.31 operation by operation, so that with the formula switched off the result is bit-equal to
-timm's; tests/test_timm_drift.py names the row to look at again when timm changes one of these forwards.
+The pieces follow timm 1.0.31 operation by operation, so that without a method the result is bit-equal to timm's;
+tests/test_timm_drift.py names the row to look at again when timm changes one of these forwards.
 
 Shapes: B images, N tokens, C channels, H heads, D channels per head.
 """
@@ -16,7 +15,7 @@ Shapes: B images, N tokens, C channels, H heads, D channels per head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,36 +31,33 @@ from timm.models.vision_transformer_sam import Attention as SamAttention
 from timm.models.vision_transformer_sam import get_decomposed_rel_pos_bias
 from torch import Tensor, nn
 
-
-class Projected(NamedTuple):
-    """What attention needs: q, k, v as (B, H, N, D), and how to weigh and mask their products."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    mask: Tensor | None = None
-    is_causal: bool = False
-    mlp: Tensor | None = None  # the MLP half of a parallel block's joint projection, (B, N, hidden)
+from .methods import Projected
 
 
-class Recipe(NamedTuple):
+class AttentionSpec(NamedTuple):
+    """A row of ATTENTIONS.
+
+    Attributes:
+        project: timm's code up to q, k and v.
+        attend: Attention proper, (module, p) -> u, (B, H, N, D).
+        output: timm's code after it.
+        refuses: What cannot act here and why, by method, or by what a method acts on ("output"), or "averages".
+    """
+
     project: Callable[..., Projected]
     attend: Callable[[nn.Module, Projected], Tensor]
     output: Callable[[nn.Module, Tensor, Tensor, Projected], Tensor]
+    refuses: dict[str, str] = {}  # noqa: RUF012 - never changed
 
 
 # --- project -----------------------------------------------------------------------------------------------------
 
 
 def _fused_qkv(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, N, 3 * H * D) -> three (B, H, N, D) views.
-
-    Cut before the heads are transposed, which timm does first: so the backward pass writes the gradients of q, k and v
-    side by side as `qkv` needs them, and does not copy them once more. Same views, same bits.
-    """
+    """(B, N, 3 * H * D) -> three (B, H, N, D) views."""
     B, N, _ = qkv.shape
-    q, k, v = qkv.reshape(B, N, 3, num_heads, -1).unbind(2)
-    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    q, k, v = qkv.reshape(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
@@ -96,7 +92,7 @@ def _qkv_with_separate_bias(attn, x: Tensor) -> Tensor:
 
 def project_attention(attn, x, attn_mask=None, is_causal=False) -> Projected:
     q, k, v = _fused_qkv(attn.qkv(x), attn.num_heads)
-    return Projected(attn.q_norm(q), attn.k_norm(k), v, attn_mask, is_causal)
+    return Projected(attn.q_norm(q), attn.k_norm(k), v, mask=attn_mask, is_causal=is_causal)
 
 
 def project_rope(attn, x, rope=None, attn_mask=None, is_causal=False) -> Projected:
@@ -108,7 +104,7 @@ def project_rope(attn, x, rope=None, attn_mask=None, is_causal=False) -> Project
     q, k = _normalize_and_rotate(attn, q, k, rope, v.dtype)
     if attn.num_kv_groups > 1:  # layers may differ in num_kv_heads: v is handed on with all its H heads
         k, v = (t.repeat_interleave(attn.num_kv_groups, dim=1) for t in (k, v))
-    return Projected(q, k, v, attn_mask, is_causal)
+    return Projected(q, k, v, mask=attn_mask, is_causal=is_causal)
 
 
 def project_eva(attn, x, rope=None, attn_mask=None, is_causal=False) -> Projected:
@@ -117,7 +113,7 @@ def project_eva(attn, x, rope=None, attn_mask=None, is_causal=False) -> Projecte
     else:
         q, k, v = (_heads(proj(x), attn.num_heads) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
     q, k = _normalize_and_rotate(attn, q, k, rope, v.dtype)
-    return Projected(q, k, v, attn_mask, is_causal)
+    return Projected(q, k, v, mask=attn_mask, is_causal=is_causal)
 
 
 def project_beit(attn, x, shared_rel_pos_bias=None) -> Projected:
@@ -147,7 +143,7 @@ def project_gemma4(attn, x, rope_cos, rope_sin, attn_mask=None) -> Projected:
     q, k = (apply_multidimensional_rope(t, rope_cos, rope_sin, ndim=2, unsqueeze_dim=2).transpose(1, 2) for t in (q, k))
     if attn.num_kv_groups > 1:
         k, v = (t.repeat_interleave(attn.num_kv_groups, dim=1) for t in (k, v))
-    return Projected(q, k, v, attn_mask)
+    return Projected(q, k, v, mask=attn_mask, scale=1.0)
 
 
 def _differential_heads(module, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,7 +154,7 @@ def _differential_heads(module, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor
 
 def project_diff(attn, x, attn_mask=None, is_causal=False) -> Projected:
     q, k, v = attn.qkv(x).chunk(3, dim=2)
-    return Projected(*_differential_heads(attn, q, k, v), attn_mask, is_causal)
+    return Projected(*_differential_heads(attn, q, k, v), mask=attn_mask, is_causal=is_causal)
 
 
 def _joint_projection(block, x: Tensor) -> list[Tensor]:
@@ -172,12 +168,12 @@ def project_parallel(block, x, attn_mask=None, is_causal=False) -> Projected:
     B, N, _ = q.shape
     q, k, v = (t.view(B, N, block.num_heads, block.head_dim) for t in (q, k, v))
     q, k, v = block.q_norm(q).transpose(1, 2), block.k_norm(k).transpose(1, 2), v.transpose(1, 2)
-    return Projected(q, k, v, attn_mask, is_causal, mlp)
+    return Projected(q, k, v, mask=attn_mask, is_causal=is_causal, mlp=mlp)
 
 
 def project_diff_parallel(block, x, attn_mask=None, is_causal=False) -> Projected:
     mlp, q, k, v = _joint_projection(block, x)
-    return Projected(*_differential_heads(block, q, k, v), attn_mask, is_causal, mlp)
+    return Projected(*_differential_heads(block, q, k, v), mask=attn_mask, is_causal=is_causal, mlp=mlp)
 
 
 def project_sam(attn, x) -> Projected:
@@ -200,39 +196,41 @@ def project_sam(attn, x) -> Projected:
 # --- attend ------------------------------------------------------------------------------------------------------
 
 
+def merged_mask(p: Projected) -> tuple[Tensor | None, bool]:
+    """One mask as SDPA takes it, and whether to mask causally beside it: torch allows one of the two."""
+    if p.bias is None:
+        return p.mask, p.is_causal
+    return maybe_add_mask(p.bias, resolve_self_attn_mask(p.k.shape[-2], p.q, p.mask, p.is_causal)), False
+
+
 def _weights(q: Tensor, k: Tensor, p: Projected, scale: float) -> Tensor:
-    """softmax(scale * q k^T + mask), (B, H, N, N)."""
+    """softmax(scale * q k^T + bias), (B, H, N, N), tokens hidden by the mask left out."""
     scores = (q * scale) @ k.transpose(-2, -1)
-    scores = maybe_add_mask(scores, resolve_self_attn_mask(scores.shape[-1], scores, p.mask, p.is_causal))
-    return scores.softmax(dim=-1)
+    mask, is_causal = merged_mask(p)
+    return maybe_add_mask(scores, resolve_self_attn_mask(scores.shape[-1], scores, mask, is_causal)).softmax(dim=-1)
 
 
-def _sdpa(module, q: Tensor, k: Tensor, p: Projected, scale: float | None = None) -> Tensor:
+def _sdpa(module, q: Tensor, k: Tensor, p: Projected) -> Tensor:
     dropout = module.attn_drop.p if module.training else 0.0
+    mask, is_causal = merged_mask(p)
     return F.scaled_dot_product_attention(
-        q, k, p.v, attn_mask=p.mask, dropout_p=dropout, is_causal=p.is_causal, scale=scale
+        q, k, p.v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=p.scale
     )
 
 
 def attend(module, p: Projected) -> Tensor:
     if module.fused_attn:
         return _sdpa(module, p.q, p.k, p)
-    return module.attn_drop(_weights(p.q, p.k, p, module.scale)) @ p.v
+    return module.attn_drop(_weights(p.q, p.k, p, module.scale if p.scale is None else p.scale)) @ p.v
 
 
 def attend_sam(attn, p: Projected) -> Tensor:
     """timm folds the heads into the batch here, and SDPA rounds differently for three dimensions than for four."""
     B, H = p.v.shape[:2]
     flat = p._replace(q=p.q.flatten(0, 1), k=p.k.flatten(0, 1), v=p.v.flatten(0, 1))
-    if p.mask is not None:
-        flat = flat._replace(mask=p.mask.flatten(0, 1))
+    if p.bias is not None:
+        flat = flat._replace(bias=p.bias.flatten(0, 1))
     return attend(attn, flat).unflatten(0, (B, H))
-
-
-def attend_gemma4(module, p: Projected) -> Tensor:
-    if module.fused_attn:
-        return _sdpa(module, p.q, p.k, p, scale=1.0)
-    return module.attn_drop(_weights(p.q, p.k, p, 1.0)) @ p.v
 
 
 def attend_talking_heads(attn, p: Projected) -> Tensor:
@@ -245,8 +243,8 @@ def attend_talking_heads(attn, p: Projected) -> Tensor:
 def attend_diff(module, p: Projected) -> Tensor:
     """(softmax(q1 k1^T) - lambda softmax(q2 k2^T)) v, before sub_norm: the layer's own weighted mean of values.
 
-    The fidelity term is added here, before sub_norm, because here u and v are on one scale. (Our choice; the paper has
-    no differential attention.)
+    Methods act here, before sub_norm, because here u and v are on one scale. (Our choice; their papers have no
+    differential attention.)
     """
     balance = module._compute_lambda().type_as(p.q)
     if module.fused_attn:
@@ -304,18 +302,37 @@ def output_diff_parallel(block, u, x, p) -> Tensor:
     return output_parallel(block, block.sub_norm(u) * (1 - block.lambda_init), x, p)
 
 
-# --- the table: exact timm class -> its recipe ----------------------------------------------------------------------
+# --- the table: exact timm class -> its row -------------------------------------------------------------------------
 
-RECIPES: dict[type[nn.Module], Recipe] = {
-    Attention: Recipe(project_attention, attend, output_norm_gate),
-    AttentionRope: Recipe(project_rope, attend, output_norm_gate),
-    EvaAttention: Recipe(project_eva, attend, output_norm_gate),
-    BeitAttention: Recipe(project_beit, attend, output_plain),
-    RelPosAttention: Recipe(project_rel_pos, attend, output_plain),
-    TalkingHeadAttn: Recipe(project_talking_heads, attend_talking_heads, output_plain),
-    Gemma4Attention: Recipe(project_gemma4, attend_gemma4, output_gemma4),
-    DiffAttention: Recipe(project_diff, attend_diff, output_diff),
-    SamAttention: Recipe(project_sam, attend_sam, output_sam),
-    ParallelScalingBlock: Recipe(project_parallel, attend, output_parallel),
-    DiffParallelScalingBlock: Recipe(project_diff_parallel, attend_diff, output_diff_parallel),
+SEVERAL_MAPS = {"kernel": "mixes several softmax maps, so that a bias per key is not a kernel"}
+WINDOWS = {
+    "averages": "cuts its tokens into padded windows, so that a mean over tokens is one over a window's padding too"
 }
+JOINT_SUM = {"output": "gives attention and MLP in one sum, so that the attention's output cannot be scaled alone"}
+
+ATTENTIONS: dict[type[nn.Module], AttentionSpec] = {
+    Attention: AttentionSpec(project_attention, attend, output_norm_gate),
+    AttentionRope: AttentionSpec(project_rope, attend, output_norm_gate),
+    EvaAttention: AttentionSpec(project_eva, attend, output_norm_gate),
+    BeitAttention: AttentionSpec(project_beit, attend, output_plain),
+    RelPosAttention: AttentionSpec(project_rel_pos, attend, output_plain),
+    TalkingHeadAttn: AttentionSpec(project_talking_heads, attend_talking_heads, output_plain, SEVERAL_MAPS),
+    Gemma4Attention: AttentionSpec(project_gemma4, attend, output_gemma4),
+    DiffAttention: AttentionSpec(project_diff, attend_diff, output_diff, SEVERAL_MAPS),
+    SamAttention: AttentionSpec(project_sam, attend_sam, output_sam, WINDOWS),
+    ParallelScalingBlock: AttentionSpec(project_parallel, attend, output_parallel, JOINT_SUM),
+    DiffParallelScalingBlock: AttentionSpec(
+        project_diff_parallel, attend_diff, output_diff_parallel, JOINT_SUM | SEVERAL_MAPS
+    ),
+}
+
+
+def query_parameters(module: Any) -> dict[str, nn.Parameter]:
+    """By name, those that only make q, which symmetric attention does not use; rows of a fused qkv are none."""
+    return {name: p for name, p in module.named_parameters() if name.split(".")[0] in ("q_proj", "q_norm")}
+
+
+def output_width(module: Any) -> int:
+    """Channels of an attention module's output. Gemma's linear layers hold another one, whose inputs they clip."""
+    proj = getattr(module, "proj", None) or module.o_proj
+    return getattr(proj, "linear", proj).weight.shape[0]

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from .blocks import BLOCK_KINDS
-from .projections import RECIPES
+from .blocks import BLOCKS
+from .methods import METHODS, canonical, split
+from .projections import ATTENTIONS, AttentionSpec
 
 CHANGES_SHAPE = "never: values are windowed or pooled and change shape between stages: the first fit no later layer"
 NOT_TOKENS = "never: has no self-attention over tokens, so there are no values to stay close to"
@@ -85,77 +86,95 @@ def class_path(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def find_layers(model: nn.Module) -> list[Any]:
+def find_vits(model: nn.Module) -> list[Any]:
     """The outermost modules in `model` (itself included) that own a list of blocks."""
-    owners: list[Any] = []
+    vits: list[Any] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
         blocks = getattr(module, "blocks", None)
         if module not in inside and isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks):
-            owners.append(module)
+            vits.append(module)
             inside.update(module.modules())
-    return owners
+    return vits
 
 
-def check_support(model: nn.Module) -> list[LayerSupport]:
-    """Say of every layer whether it can be patched. Touches nothing and raises nothing.
+def check_support(model: nn.Module, method: str = "neutreno") -> list[LayerSupport]:
+    """Say of every layer whether `patch(model, method)` can be applied. Touches nothing.
 
     Args:
         model: Any module.
+        method: Names from METHODS joined by "+".
 
     Returns:
         One entry per attention layer or, for a model without layers of a known kind, one for the model.
+
+    Raises:
+        ValueError: If the method is unknown.
     """
+    methods = split(method)
     wrapped = [(name, m, reason) for name, m in model.named_modules() if (reason := _known_wrapper(m))]
     if wrapped:
         return [LayerSupport(name, class_path(module), False, reason) for name, module, reason in wrapped]
-    owners = find_layers(model)
-    if not owners:
+    vits = find_vits(model)
+    if not vits:
         return [LayerSupport("", class_path(model), False, _reason(model))]
     names = {module: name for name, module in model.named_modules()}
     entries = []
-    for owner in owners:
-        family = _family_around(owner, model)
-        for block in owner.blocks:
+    for vit in vits:
+        family = _family_around(vit, model)
+        for block in vit.blocks:
             refused = [LayerSupport(names[block], class_path(block), False, family)]
-            entries += refused if family else _check_block(block, owner, names)
+            entries += refused if family else _check_block(block, vit, names, methods)
     return entries
 
 
-def _family_around(owner: nn.Module, model: nn.Module) -> str:
-    """Why the timm family that `owner` is a part of is refused: PiT's stages are made of plain ViT blocks."""
+def _family_around(vit: nn.Module, model: nn.Module) -> str:
+    """Why the timm family that `vit` is a part of is refused: PiT's stages are made of plain ViT blocks."""
     for module in model.modules():
         reason = REASONS.get(type(module).__module__)
-        if reason and any(inner is owner for inner in module.modules()):
+        if reason and any(inner is vit for inner in module.modules()):
             return reason
     return ""
 
 
-def _check_block(block: nn.Module, owner: nn.Module, names: dict[nn.Module, str]) -> list[LayerSupport]:
-    kind = BLOCK_KINDS.get(getattr(type(block), "timm_class", type(block)))
+def _check_block(
+    block: nn.Module, vit: nn.Module, names: dict[nn.Module, str], methods: tuple[str, ...]
+) -> list[LayerSupport]:
+    kind = BLOCKS.get(getattr(type(block), "timm_class", type(block)))
     if kind is None:
-        return [LayerSupport(names[block], class_path(block), False, _reason(owner, block))]
+        return [LayerSupport(names[block], class_path(block), False, _reason(vit, block))]
     entries = []
     for attn in kind.attentions(block):
-        known = getattr(type(attn), "timm_class", type(attn)) in RECIPES
-        entries.append(LayerSupport(names[attn], class_path(attn), known, "" if known else _reason(owner, attn)))
+        spec = ATTENTIONS.get(getattr(type(attn), "timm_class", type(attn)))
+        reason = _reason(vit, attn) if spec is None else _refusal(spec, methods)
+        entries.append(LayerSupport(names[attn], class_path(attn), not reason, reason))
     return entries
 
 
-def _reason(owner: nn.Module, layer: nn.Module | None = None) -> str:
+def _refusal(spec: AttentionSpec, methods: tuple[str, ...]) -> str:
+    """Why one of the methods cannot act on a known class; "" if all can."""
+    for name in methods:
+        row = METHODS[name]
+        for key in (name, row.acts_on, "averages" if row.averages else ""):
+            if key in spec.refuses:
+                return f"never with {name}: {spec.refuses[key]}"
+    return ""
+
+
+def _reason(vit: nn.Module, layer: nn.Module | None = None) -> str:
     """The family's reason, or what is unknown about the layer."""
     if layer is None:
-        inside_timm = type(owner).__module__.startswith("timm.")  # a model of timm, or its wrapper around one
-        families = [REASONS[m] for m in (type(m).__module__ for m in owner.modules()) if m in REASONS]
+        inside_timm = type(vit).__module__.startswith("timm.")  # a model of timm, or its wrapper around one
+        families = [REASONS[m] for m in (type(m).__module__ for m in vit.modules()) if m in REASONS]
         return families[0] if inside_timm and families else "not yet: has no `blocks` of a known class"
-    known = [c for c in (*RECIPES, *BLOCK_KINDS) if isinstance(layer, c)]
+    known = [c for c in (*ATTENTIONS, *BLOCKS) if isinstance(layer, c)]
     if known:
         return f"not yet: a subclass of {known[0].__name__} may compute something else; only the exact class is known"
-    return NOT_TOKENS if _has_no_attention(owner) else "not yet: how its values are made is not known"
+    return NOT_TOKENS if _has_no_attention(vit) else "not yet: how its values are made is not known"
 
 
-def _has_no_attention(owner: nn.Module) -> bool:
-    return not any("attn" in name.lower() or "attention" in name.lower() for name, _ in owner.named_modules())
+def _has_no_attention(vit: nn.Module) -> bool:
+    return not any("attn" in name.lower() or "attention" in name.lower() for name, _ in vit.named_modules())
 
 
 def _known_wrapper(model: nn.Module) -> str:
@@ -169,19 +188,20 @@ def _known_wrapper(model: nn.Module) -> str:
     return ""
 
 
-def check_patchable(model: nn.Module) -> None:
-    """Raise `UnsupportedModelError`, naming every layer in question, if `patch` cannot be applied."""
-    entries = check_support(model)
+def check_patchable(model: nn.Module, method: str) -> None:
+    """Raise `UnsupportedModelError`, naming every layer in question, if `patch(model, method)` cannot be applied."""
+    entries = check_support(model, method)
     refused = [entry for entry in entries if not entry.supported]
-    if not refused and len(entries) > 1:
+    lines = [str(entry) for entry in refused]
+    if len(entries) == 1 and not refused and all(METHODS[name].needs_v0 for name in split(method)):
+        lines = ["(the model)  has a single attention layer, and the first is unchanged"]
+    if not lines:
         return
-    single = "(the model)  has a single attention layer, and the first is unchanged"
-    lines = [str(entry) for entry in refused] or [single]
     reasons = {entry.reason for entry in refused}
     if len(reasons) == 1 and len(lines) > 3:  # one cause: the first layers stand for all
         lines = [*lines[:2], f"({len(lines) - 2} more like this)"]
     raise UnsupportedModelError(
-        f"cannot apply NeuTRENO to {_model_name(model)}:\n"
+        f"cannot apply {canonical(method)} to {_model_name(model)}:\n"
         + "".join(f"  {line}\n" for line in lines)
         + "timm_neutreno.supported_models() lists the timm models that work; check_support(model) answers by layer."
     )

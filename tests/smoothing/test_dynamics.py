@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dynamics import fidelity_limit, functional, gradient_step, iterate, smooth_limit
 from torch import Tensor
 
 from timm_neutreno.smoothing import tokens
-from timm_neutreno.smoothing.dynamics import fidelity_limit, functional, gradient_step, iterate, smooth_limit
 
 N, C = 6, 4
 

@@ -12,7 +12,7 @@ from hosts import HOSTS, build, images
 from torch import Tensor
 
 import timm_neutreno
-from timm_neutreno.projections import RECIPES
+from timm_neutreno.projections import ATTENTIONS
 from timm_neutreno.smoothing import attention_maps, measure, plot_attention_maps
 from timm_neutreno.smoothing.heads import Call, nonlocal_functional
 from timm_neutreno.smoothing.layers import find_blocks
@@ -176,12 +176,12 @@ def test_the_map_times_the_values_is_what_the_class_computes(host):
     calls: list = []
     blocks = find_blocks(model).blocks
     for block in blocks:
-        module = block if type(block) in RECIPES else block.attn
+        module = block if type(block) in ATTENTIONS else block.attn
         module.register_forward_pre_hook(lambda *call: calls.append(call), with_kwargs=True)
     with torch.no_grad():
         model(images())
         for module, args, kwargs in calls:
-            recipe = RECIPES[type(module)]
+            recipe = ATTENTIONS[type(module)]
             u = recipe.attend(module, recipe.project(module, *args, **kwargs))
             call = Call(module, args, kwargs)
             error = (call.weights @ call.v - u).abs().max() / u.abs().max()

@@ -5,11 +5,10 @@
     plot_similarity(curves, "similarity.png")
 
 `measure` runs any of `METRICS` over a stream of images; `watch` does so inside one's own loop. `spectrum` looks at the
-weights, `dynamics` repeats one layer's update, `efficiency` counts what NeuTRENO costs.
+weights.
 """
 
-from . import dynamics, tokens
-from .cost import efficiency
+from . import tokens
 from .maps import attention_maps, plot_attention_maps
 from .measure import measure, token_similarity
 from .metrics import METRICS, SIMILARITIES
@@ -25,8 +24,6 @@ __all__ = [
     "attention_maps",
     "dominating",
     "dominating_eigenvalues",
-    "dynamics",
-    "efficiency",
     "measure",
     "plot_attention_maps",
     "plot_results",

@@ -13,23 +13,21 @@ over heads.
 from __future__ import annotations
 
 import copy
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, cast
 
 import torch
 from timm.layers.attention import maybe_add_mask, resolve_self_attn_mask
 from torch import Tensor, nn
 
-from ..projections import RECIPES, Projected, attend, attend_gemma4, attend_sam
+from ..attention import nest
+from ..methods import Attend, Projected
+from ..projections import ATTENTIONS, attend, attend_sam, merged_mask
 from ..support import UnsupportedModelError, class_path
 from .layers import timm_class
 from .tokens import cosine_similarity
 
-# attend function of a class -> the factor before q k^T; others mix maps of several heads, so q k^T alone says nothing
-SCALES = {
-    attend: lambda module: module.scale,
-    attend_sam: lambda module: module.scale,
-    attend_gemma4: lambda module: 1.0,
-}
+SINGLE_MAP = (attend, attend_sam)  # others mix maps of several heads, so that q k^T alone says nothing
 
 
 class _Exact:
@@ -49,33 +47,37 @@ class Call:
     """One call of an attention module, in float64.
 
     Args:
-        module: An attention module of a class in `RECIPES`, patched or not.
+        module: An attention module of a class in `ATTENTIONS`, patched or not.
         args: Its positional inputs, tokens first.
         kwargs: Its keyword inputs.
 
     Attributes:
-        q, k, v: (B, H, N, D); of differential attention, q and k have 2H heads.
-        weights: The attention map that v is multiplied with, (B, H, N, N).
-        scores: scale * q k^T + mask, what the softmax is taken of, (B, H, N, N).
-        symmetric_scores: scale * k k^T + mask, likewise.
+        q, k, v: (B, H, N, D), q as the methods of a patched module make it; of differential attention, q and k have 2H
+            heads.
+        weights: The attention map that v is multiplied with, (B, H, N, N), as those methods of a patched module make it
+            that act on scores or map.
+        scores: scale * q k^T + bias, what the softmax is taken of, (B, H, N, N).
+        symmetric_scores: scale * k k^T + bias, (B, H, N, N).
 
     Raises:
-        UnsupportedModelError: If the class is not in `RECIPES`.
+        UnsupportedModelError: If the class is not in `ATTENTIONS`.
     """
 
     def __init__(self, module: nn.Module, args: tuple, kwargs: dict):
-        recipe = RECIPES.get(timm_class(module))
-        if recipe is None:
+        spec = ATTENTIONS.get(timm_class(module))
+        if spec is None:
             raise UnsupportedModelError(
                 f"cannot look into {class_path(module)}: how its q, k and v are made is not known. Measure block or "
                 "attention outputs."
             )
-        kwargs = {name: value for name, value in kwargs.items() if name != "mix"}  # a patched module's formula
-        p: Projected = recipe.project(module, *args, **kwargs)
-        mask = p.mask.double() if p.mask is not None and p.mask.is_floating_point() else p.mask
+        kwargs = {name: value for name, value in kwargs.items() if name != "carry"}  # brought by a patched block
+        p: Projected = spec.project(module, *args, **kwargs)
+        floats = {key: x.double() for key, x in p._asdict().items() if isinstance(x, Tensor) and x.is_floating_point()}
         self.module = module
-        self._attend = recipe.attend
-        self._p = p._replace(q=p.q.double(), k=p.k.double(), v=p.v.double(), mask=mask)
+        self._attend = spec.attend
+        # a method is a function of any `attend`: with one that gives p back, what acts on the scores gives its own p
+        changed: Any = nest(module, cast(Attend, lambda p: p), ("scores",))(p._replace(**floats))
+        self._p: Projected = changed
         self.q, self.k, self.v = self._p[:3]
 
     @cached_property
@@ -83,7 +85,8 @@ class Call:
         """Attention is linear in v: with the identity as v its output is the map, for every class."""
         B, H, N, _ = self.v.shape
         identity = torch.eye(N, dtype=self.v.dtype, device=self.v.device).expand(B, H, N, N)
-        return self._attend(_Exact(self.module), self._p._replace(v=identity))  # type: ignore[arg-type]
+        attend = nest(self.module, partial(self._attend, _Exact(self.module)), ("map",))  # type: ignore[arg-type]
+        return attend(self._p._replace(v=identity))
 
     @cached_property
     def scores(self) -> Tensor:
@@ -94,14 +97,15 @@ class Call:
         return self._scores(self.k)
 
     def _scores(self, q: Tensor) -> Tensor:
-        if self._attend not in SCALES:
+        if self._attend not in SINGLE_MAP:
             raise UnsupportedModelError(
                 f"cannot measure this on {class_path(self.module)}: it mixes several softmax maps, so there is no "
                 "single kernel exp(q k^T). Leave out functional_exp and gradient_cosine."
             )
-        scores = SCALES[self._attend](self.module) * (q @ self.k.transpose(-2, -1))
-        mask = resolve_self_attn_mask(scores.shape[-1], scores, self._p.mask, self._p.is_causal)
-        return maybe_add_mask(scores, mask)
+        scale: Any = self.module.scale if self._p.scale is None else self._p.scale
+        scores = scale * (q @ self.k.transpose(-2, -1))
+        mask, is_causal = merged_mask(self._p)
+        return maybe_add_mask(scores, resolve_self_attn_mask(scores.shape[-1], scores, mask, is_causal))
 
 
 def nonlocal_functional(u: Tensor, weights: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..blocks import BLOCK_KINDS
-from ..support import UnsupportedModelError, class_path, find_layers
+from ..blocks import BLOCKS
+from ..support import UnsupportedModelError, class_path, find_vits
 
 
 class Layers(NamedTuple):
@@ -21,21 +21,21 @@ def find_blocks(model: nn.Module) -> Layers:
     Raises:
         UnsupportedModelError: If the model has no `blocks`, or several lists of them (a hierarchical model).
     """
-    owners = find_layers(model)
-    if not owners:
+    vits = find_vits(model)
+    if not vits:
         raise UnsupportedModelError(
             f"cannot measure {class_path(model)}: it has no list of `blocks`, so there are no layers of tokens to "
             "compare. Give a timm ViT-like model; timm_neutreno.supported_models() lists them."
         )
-    if len(owners) > 1:
+    if len(vits) > 1:
         raise UnsupportedModelError(
-            f"cannot measure {class_path(model)}: it has {len(owners)} groups of blocks, whose numbers of tokens "
+            f"cannot measure {class_path(model)}: it has {len(vits)} groups of blocks, whose numbers of tokens "
             "differ, so its layers cannot be compared. Give an isotropic model, or measure one group of blocks alone."
         )
-    owner = owners[0]
-    enters_late = hasattr(owner, "blocks_token_only")  # CaiT's class token joins after these blocks
-    blocks = list(owner.blocks)
-    return Layers(blocks, 0 if enters_late else int(getattr(owner, "num_prefix_tokens", 0) or 0))
+    vit = vits[0]
+    enters_late = hasattr(vit, "blocks_token_only")  # CaiT's class token joins after these blocks
+    blocks = list(vit.blocks)
+    return Layers(blocks, 0 if enters_late else int(getattr(vit, "num_prefix_tokens", 0) or 0))
 
 
 def timm_class(module: nn.Module) -> type[nn.Module]:
@@ -49,7 +49,7 @@ def find_attention(block: nn.Module, layer: int) -> nn.Module:
     Raises:
         UnsupportedModelError: If the block has none, or several side by side.
     """
-    kind = BLOCK_KINDS.get(timm_class(block))
+    kind = BLOCKS.get(timm_class(block))
     attentions = kind.attentions(block) if kind else [m for m in (getattr(block, "attn", None),) if m is not None]
     if len(attentions) != 1:
         what = "no attention module `attn`" if not attentions else f"{len(attentions)} attentions side by side"

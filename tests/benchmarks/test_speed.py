@@ -11,7 +11,7 @@ from torch._inductor.utils import run_and_get_code
 
 import timm_neutreno
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .measure import evaluating, prepare
+from .smoothing.measure import evaluating, prepare
+from .surgery import patch
 
 # operations that move numbers without computing; the rest, unless it is a matrix product, counts one per number made
 FREE = {
@@ -50,7 +51,7 @@ class Counted(NamedTuple):
         return self.matmul_flops + self.elementwise_flops
 
 
-class _Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):
     """Sees every operation. Adds up its flops, and the storages that it makes until they are freed."""
 
     def __init__(self):
@@ -107,7 +108,7 @@ def count(model: nn.Module, images: Tensor) -> Counted:
         model: Any model.
         images: (B, 3, height, width).
     """
-    counter, images = _Counter(), prepare(model, images)
+    counter, images = Counter(), prepare(model, images)
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
         model(images)
     return Counted(counter.matmul, counter.elementwise, counter.peak)
@@ -146,8 +147,6 @@ def efficiency(model: nn.Module, images: Tensor, *, fidelity: float = 0.6, pairs
         ValueError: If the model is patched already, or `pairs` is below 2.
         UnsupportedModelError: If it cannot be patched.
     """
-    from ..surgery import patch
-
     if pairs < 2:
         raise ValueError(f"pairs must be at least 2 to have a spread, got {pairs}.")
     patched, images = patch(copy.deepcopy(model), fidelity=fidelity), prepare(model, images)
