@@ -33,12 +33,24 @@ VOID = 11
 FRAMES = 10  # neighbouring frames of a video that are drawn together in the second interval
 LAST = (-4, -3, -2, -1)
 FIDELITIES = (0.02, 0.05, 0.1, 0.2, 0.6)
+OTHERS: dict[str, dict[str, tuple[float, ...]]] = {  # kernel and symmetric have no strength: there is no small dose
+    "attnscale": {"attnscale": (0.05, 0.2)},
+    "gfsa": {"gfsa": (0.02, 0.1)},
+    "twicing": {"twicing": (0.1, 0.3)},
+    "laplacian": {"laplacian": (1 / 6,)},  # one head of six
+    "xsa": {"xsa": (0.1, 0.3)},
+    "value_residual": {"value_residual": (0.05, 0.2)},
+    "featscale": {"featscale_high": (0.05, 0.2)},
+}
 
 
 def settings() -> list[Setting]:
     """What is compared with the model as it is."""
     every = {"fidelity": FIDELITIES}
-    return [*grid("neutreno", every), *grid("neutreno", every, LAST)]
+    found = [*grid("neutreno", every), *grid("neutreno", every, LAST)]
+    for method, strengths in OTHERS.items():
+        found += grid(method, strengths)
+    return found
 
 
 def main() -> None:
@@ -122,7 +134,7 @@ def last(measured: probing.Measured, name: str) -> torch.Tensor:
 def markdown(result: probing.ProbeResult, document: dict[str, Any]) -> str:
     """The table and what can be told."""
     lines = [
-        f"{document['model']}, CamVid, {', '.join(f'{number} {part}' for part, number in result.images.items())} images,"
+        f"{document['model']}, CamVid, {', '.join(f'{n} {part}' for part, n in result.images.items())} images,"
         f" {document['hardware']}, {document['threads']} thread, torch {document['versions']['torch']}, timm "
         f"{document['versions']['timm']}, {document['date']}, seed 0: `{document['command']}`",
         "",

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ..methods import METHODS, split
 from ..surgery import is_patched, patch, unpatch
 
 
@@ -53,14 +54,12 @@ REFERENCE = Setting()
 
 
 def strength_names(method: str) -> list[str]:
-    """Names of a method's strengths.
+    """Names of the strengths of a method, or of methods joined by "+".
 
     Raises:
         ValueError: If there is no such method.
     """
-    if method != "neutreno":
-        raise ValueError(f"unknown method {method!r}.")
-    return ["fidelity"]
+    return [strength for name in split(method) for strength in METHODS[name].strengths]
 
 
 def describe_layers(layers: Sequence[int] | None) -> str:
@@ -69,7 +68,7 @@ def describe_layers(layers: Sequence[int] | None) -> str:
         return "all blocks"
     if list(layers) == list(range(-len(layers), 0)):
         return "last block" if len(layers) == 1 else f"last {len(layers)} blocks"
-    return f"block{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+    return f"block{'s' if len(layers) > 1 else ''} {' '.join(map(str, layers))}"
 
 
 def grid(method: str, strengths: Mapping[str, Sequence[float]], layers: Sequence[int] | None = None) -> list[Setting]:
@@ -98,7 +97,7 @@ def applied(model: nn.Module, setting: Setting) -> Iterator[nn.Module]:
     if is_patched(model):
         model = unpatch(copy.deepcopy(model))
     strengths: Any = setting.strengths
-    patch(model, **strengths)
+    patch(model, setting.method, layers=setting.layers, **strengths)
     try:
         yield model
     finally:
