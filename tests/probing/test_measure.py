@@ -13,7 +13,17 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 import timm_neutreno
-from timm_neutreno.probing import REFERENCE, DataError, FeatureError, Options, Setting, Splits, measure
+from timm_neutreno.probing import (
+    REFERENCE,
+    DataError,
+    FeatureError,
+    Options,
+    Setting,
+    Splits,
+    measure,
+    segmentation,
+    strength_names,
+)
 from timm_neutreno.probing.features import extract
 from timm_neutreno.smoothing import tokens
 
@@ -61,12 +71,29 @@ def test_classification_equals_scikit_learn(pool):
     assert found.images == (60, 30, 45)
 
 
+def test_segmentation_equals_scikit_learn_and_leaves_void_patches_out():
+    vit = model()
+    parts = segmentation_splits()
+    for _, masks in parts.train:
+        for mask in masks[::2]:
+            mask[10:, :] = -1  # whole patches
+    (outcome,) = measure(vit, REFERENCE, parts, OPTIONS).outcomes["linear"].values()
+    (images, masks), (new, new_masks) = parts.train[0], parts.test[0]
+    with torch.no_grad():
+        x, z = (vit.forward_features(each)[:, 1:].flatten(0, 1).double().numpy() for each in (images, new))
+    y = segmentation.soft_targets(masks, (4, 4), CLASSES).flatten(0, 1).numpy()
+    labelled = y.sum(1) > 0
+    assert 0 < (~labelled).sum() < len(y)
+    scaler = StandardScaler().fit(x[labelled])
+    ridge = Ridge(alpha=outcome.choice * labelled.sum(), solver="svd").fit(scaler.transform(x[labelled]), y[labelled])
+    scores = torch.from_numpy(ridge.predict(scaler.transform(z))).view(1, len(new), 16, CLASSES)
+    assert torch.equal(outcome.test, segmentation.count(scores, new_masks, (4, 4))[0])
+
+
 @pytest.mark.parametrize("make", [splits, segmentation_splits])
 @pytest.mark.parametrize("method", ["neutreno", "gfsa", "attnscale+value_residual", "featscale"])
 def test_strength_0_is_the_plain_model_to_the_last_digit(make, method):
     vit, parts, options = model(), make(), OPTIONS._replace(blocks=True)
-    from timm_neutreno.probing import strength_names
-
     plain = measure(vit, REFERENCE, parts, options)
     zero = measure(vit, Setting(method, dict.fromkeys(strength_names(method), 0.0)), parts, options)
     some = measure(vit, Setting(method, dict.fromkeys(strength_names(method), 0.4)), parts, options)

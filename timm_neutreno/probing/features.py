@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..support import find_vits
 from .errors import FeatureError
 
 
@@ -29,8 +30,8 @@ def find_vit(model: nn.Module) -> Any:
     Raises:
         FeatureError: If there is none.
     """
-    vits = [m for m in model.modules() if hasattr(m, "blocks") and hasattr(m, "forward_intermediates")]
-    if not vits:
+    vits = find_vits(model)
+    if not vits or not hasattr(vits[0], "forward_intermediates"):
         raise FeatureError(
             f"{type(model).__name__} has no blocks with forward_intermediates(), so it is no Vision Transformer of "
             "timm: give one."
