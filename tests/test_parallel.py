@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from hosts import build, images
+from hosts import NEED_V0, build, images, patched
 from torch import nn
 
 import timm_neutreno
@@ -71,6 +71,20 @@ def test_two_threads_on_one_model(key):
     assert in_threads(*runs) == [0, 0]
 
 
+@pytest.mark.parametrize("spec", [spec for spec in NEED_V0 if spec != "neutreno"])
+@torch.no_grad()
+def test_two_threads_with_every_method_that_needs_v0(spec):
+    model, batches = patched("vit", spec), [images(2, seed=1), images(2, seed=2)]
+    expected = [model(x) for x in batches]
+
+    def forward(x):
+        with torch.no_grad():
+            return model(x)
+
+    runs = [repeat(lambda x=x: forward(x), e, times=50) for x, e in zip(batches, expected, strict=True)]
+    assert in_threads(*runs) == [0, 0]
+
+
 def test_two_threads_with_other_entry_points_and_batch_sizes():
     model, small, large = make("vit"), images(1, seed=1), images(5, seed=2)
     taken = model.forward_intermediates(large, indices=[1], stop_early=True, intermediates_only=True)[0]
@@ -131,10 +145,13 @@ def replicate(model: nn.Module, count: int) -> list[nn.Module]:
     return [copies[0] for copies in replicas]
 
 
-@pytest.mark.parametrize("learnable", [None, "head"])
-@pytest.mark.parametrize("key", KEYS)
-def test_data_parallel_replicas(key, learnable):
-    model = make(key, learnable_fidelity=learnable)
+REPLICATED = [(key, lambda key=key, k=k: make(key, learnable_fidelity=k)) for key in KEYS for k in (None, "head")]
+REPLICATED += [(spec, lambda spec=spec: patched("vit", spec)) for spec in ("value_residual", "neutreno+featscale")]
+
+
+@pytest.mark.parametrize(("name", "build_model"), REPLICATED, ids=lambda x: x if isinstance(x, str) else "")
+def test_data_parallel_replicas(name, build_model):
+    model = build_model()
     x = images(4)
     whole = model(x)
     whole.square().sum().backward()

@@ -5,10 +5,12 @@ import copy
 import pytest
 import timm
 import torch
-from hosts import HOSTS, build, images
-from reference import oracle, set_fused
+from hosts import COMPOSED, HOSTS, SINGLE, build, images, is_refused, learned, patched, spread
+from reference import method_oracle, oracle, set_fused
 
 import timm_neutreno
+from timm_neutreno import METHODS
+from timm_neutreno.support import find_vits
 
 X = images()
 
@@ -164,3 +166,146 @@ def test_create_model_equals_patch():
     timm_neutreno.patch(patched, fidelity=0.4)
     assert torch.equal(created(X), patched(X))
     assert created.pretrained_cfg == patched.pretrained_cfg
+
+
+# --- every method ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", HOSTS)
+def test_what_is_refused_and_strength_zero_is_bit_equal_to_timm_and_unpatch_gives_the_model_back(key):
+    plain = build(key)
+    expected = plain(X)
+    for method, row in METHODS.items():
+        model = copy.deepcopy(plain)
+        refused = [entry for entry in timm_neutreno.check_support(model, method) if not entry.supported]
+        assert bool(refused) == is_refused(key, method), method
+        if refused:
+            with pytest.raises(timm_neutreno.UnsupportedModelError, match=f"never with {method}: "):
+                timm_neutreno.patch(model, method)
+            assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+            continue
+        zero = {strength: 0.0 for strength in row.strengths}
+        constant = {f"learnable_{strength}": False for strength in row.strengths if row.learnable}
+        timm_neutreno.patch(model, method, **zero, **constant)
+        assert timm_neutreno.is_patched(model)
+        assert model.state_dict().keys() == plain.state_dict().keys()
+        if not row.needs_v0:
+            assert type(model) is type(plain)
+            pairs = zip(find_vits(model)[0].blocks, find_vits(plain)[0].blocks, strict=True)
+            assert all(type(a) is type(b) or "parallel" in key for a, b in pairs)  # inline attention is its block
+        for fused in (True, False):
+            set_fused(model, fused)
+            set_fused(plain, fused)
+            assert torch.equal(model(X), plain(X)) == bool(row.strengths), method
+        set_fused(plain, True)
+        timm_neutreno.unpatch(model)
+        set_fused(model, True)
+        assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+        assert [sorted(m.__dict__) for m in model.modules()] == [sorted(m.__dict__) for m in plain.modules()]
+        assert all(p.requires_grad for p in model.parameters())
+        assert model._model_args == plain._model_args
+        assert model.state_dict().keys() == plain.state_dict().keys()
+        assert torch.equal(model(X), expected)
+
+
+def strengths_by_layer(model):
+    """What the oracle needs: per layer the strengths as they broadcast."""
+    w = [{} for _ in find_vits(model)[0].blocks]
+    for name, value in timm_neutreno.strengths(model).items():
+        layer, strength = int(name.split("blocks.")[1].split(".")[0]), name.rpartition(".")[2]
+        if isinstance(value, torch.Tensor):
+            value = value.detach() if strength.startswith("featscale") else value.detach().view(-1, 1, 1)
+        w[layer][strength] = value
+    return w
+
+
+ORACLE_KEYS = [key for key, host in HOSTS.items() if host.calls_per_layer == 1]
+
+
+ORACLE_CASES = [(key, spec) for key in ORACLE_KEYS for spec in (*SINGLE, *COMPOSED) if not is_refused(key, spec)]
+
+
+@pytest.mark.parametrize(("key", "spec"), ORACLE_CASES)
+def test_every_method_equals_its_explicit_matrices(key, spec):
+    plain, model = build(key).double(), patched(key, spec).double()
+    set_fused(plain, True)
+    with method_oracle(plain, spec, strengths_by_layer(model)):
+        expected = plain(X.double())
+    for fused in (True, False):
+        set_fused(model, fused)
+        assert relative(model(X.double()), expected) < 1e-12
+    assert relative(plain(X.double()), expected) > 1e-3  # else the comparison could not tell
+
+
+@pytest.mark.parametrize("layers", [[-1], [1, 2], [0, -1]])
+@pytest.mark.parametrize("spec", ["neutreno", "gfsa", "neutreno+featscale"])
+def test_methods_act_in_the_chosen_layers_only(spec, layers):
+    plain, model = build("vit").double(), build("vit")
+    timm_neutreno.patch(model, spec, layers=layers, **learned(spec))
+    spread(model).double()
+    chosen = {layer % 4 for layer in layers}
+    with method_oracle(plain, spec, strengths_by_layer(model), layers=chosen):
+        expected = plain(X.double())
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        assert relative(model.train()(X.double()), expected) < 1e-12
+    acting = {int(name.split(".")[1]) for name in timm_neutreno.strengths(model)}
+    assert acting == (chosen - {0} if spec == "neutreno" else chosen)
+    with pytest.raises(ValueError, match="no block 4 among 4"):
+        timm_neutreno.patch(build("vit"), layers=[4])
+    with pytest.raises(ValueError, match=r"leaves no layer for neutreno to act in: in the first one v0 - v is 0"):
+        timm_neutreno.patch(build("vit"), layers=[0])
+
+
+def test_methods_keep_masks_and_causality_or_refuse_them():
+    """A mask hides tokens from every method; those that average over tokens say that they cannot do without them."""
+    mask = torch.ones(17, 17, dtype=torch.bool).tril()
+    for spec in SINGLE:
+        model, plain = patched("vit", spec).double(), build("vit").double()
+        if METHODS[spec].averages:
+            for kwargs in (dict(attn_mask=mask), dict(is_causal=True)):
+                with pytest.raises(RuntimeError, match="attnscale and featscale average over all tokens"):
+                    model.forward_features(X.double(), **kwargs)
+            continue
+        with method_oracle(plain, spec, strengths_by_layer(model)):
+            expected = plain.forward_features(X.double(), attn_mask=mask)
+        for fused in (True, False):
+            set_fused(model, fused)
+            assert relative(model.forward_features(X.double(), attn_mask=mask), expected) < 1e-12
+            assert relative(model.forward_features(X.double(), is_causal=True), expected) < 1e-12
+
+
+def test_one_meaning_in_any_order():
+    one = patched("vit", "neutreno+featscale")
+    other = timm_neutreno.patch(build("vit"), "featscale + neutreno", **learned("neutreno+featscale"))
+    assert torch.equal(one(X), spread(other)(X))
+    assert one._model_args == other._model_args
+    assert one._model_args["method"] == "neutreno+featscale"
+
+
+@pytest.mark.parametrize("key", ["vit", "vit_norms", "dinov3", "rel_pos"])
+def test_symmetric_folds_into_a_plain_timm_model(key):
+    """Key rows copied over the query rows, and key norms over query norms: timm's own model of the same function."""
+    model, plain = patched(key, "symmetric"), build(key)
+    for block in plain.blocks:
+        qkv, C = block.attn.qkv, block.attn.qkv.in_features
+        with torch.no_grad():
+            for p in filter(lambda p: p is not None, (qkv.weight, qkv.bias)):
+                p[:C] = p[C : 2 * C]
+            if getattr(block.attn, "q_bias", None) is not None:
+                block.attn.q_bias.copy_(block.attn.k_bias)
+        block.attn.q_norm = block.attn.k_norm
+    assert relative(plain(X), model(X)) < 1e-5
+
+
+def test_symmetric_freezes_what_only_makes_queries_and_unpatch_frees_it():
+    for key in ("gemma4", "vit_norms", "sapiens2_gqa"):
+        model = build(key)
+        unused = {n for n, _ in model.named_parameters() if ".q_proj." in n or ".q_norm." in n}
+        timm_neutreno.patch(model, "symmetric")
+        assert unused
+        assert {name for name, p in model.named_parameters() if not p.requires_grad} == unused
+        model(X).sum().backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        timm_neutreno.unpatch(model)
+        assert all(p.requires_grad for p in model.parameters())

@@ -18,6 +18,10 @@ from .surgery import is_patched, patch, set_fidelity, set_strengths, strengths, 
 
 if TYPE_CHECKING:
     from . import hub, probing, smoothing
+    from .eigen import fold, reparametrize
+
+LAZY_MODULES = ("hub", "probing", "smoothing")
+LAZY_NAMES = {"reparametrize": "eigen", "fold": "eigen"}
 
 __all__ = [
     "METHODS",
@@ -25,10 +29,12 @@ __all__ = [
     "UnsupportedModelError",
     "check_support",
     "fidelity_term",
+    "fold",
     "hub",
     "is_patched",
     "patch",
     "probing",
+    "reparametrize",
     "set_fidelity",
     "set_strengths",
     "smoothing",
@@ -39,9 +45,11 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """`hub`, `probing` and `smoothing` come when they are used first: they would double the time of the import."""
-    if name in ("hub", "probing", "smoothing"):
+    """What only some users need comes when it is used first: together it doubles the time of the import."""
+    if name in LAZY_MODULES:
         return import_module(f".{name}", __name__)
+    if name in LAZY_NAMES:
+        return getattr(import_module(f".{LAZY_NAMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -21,6 +21,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from . import card, hub_client
+from .eigen import is_reparametrized
 from .hub_errors import PushError
 from .methods import STRENGTHS
 from .names import METHOD_ARGUMENTS
@@ -173,6 +174,8 @@ def _model_arguments(model: Any) -> dict[str, Any]:
             f"Cannot save {type(model).__name__}: its architecture {name!r} is not a registered NeuTRENO model, so "
             "timm.create_model could not build it again. Save its state_dict() instead."
         )
+    if is_reparametrized(model):
+        raise ValueError("The model's weights are reparametrized: fold(model), or a copy of it, before it is saved.")
     if not hasattr(model, "num_classes"):
         raise ValueError(
             f"Cannot save {type(model).__name__}: it wraps a model (features_only); timm saves only the model itself."

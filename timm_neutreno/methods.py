@@ -1,8 +1,8 @@
 """Every method, beside its equation: what happens around softmax attention against over-smoothing, or for it.
 
 A method is a function from attention to attention. `attend(p)` gives u = A v for every head, with
-A = softmax(scale q k^T + bias). A method calls it, as often as it needs and with whatever q, k, v it needs, and gives the
-u of its own formula. Methods nest: the `attend` that one gets may be another's. A strength of 0 gives back plain
+A = softmax(scale q k^T + bias). A method calls it, as often as it needs and with whatever q, k, v it needs, and gives
+the u of its own formula. Methods nest: the `attend` that one gets may be another's. A strength of 0 gives back plain
 attention, bit for bit.
 
 Y stands for attend(p), A Y for attend(p with v = Y). Dropout of A is drawn anew in each call of `attend`, so what calls

@@ -33,6 +33,9 @@ from torch import Tensor, nn
 
 from .methods import Projected
 
+torch.fx.wrap("maybe_add_mask")  # both ask for values of their arguments, which symbolic tracing has not
+torch.fx.wrap("resolve_self_attn_mask")
+
 
 class AttentionSpec(NamedTuple):
     """A row of ATTENTIONS.

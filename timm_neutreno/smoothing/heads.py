@@ -72,7 +72,8 @@ class Call:
             )
         kwargs = {name: value for name, value in kwargs.items() if name != "carry"}  # brought by a patched block
         p: Projected = spec.project(module, *args, **kwargs)
-        floats = {key: x.double() for key, x in p._asdict().items() if isinstance(x, Tensor) and x.is_floating_point()}
+        tensors = {key: x for key, x in p._asdict().items() if isinstance(x, Tensor)}
+        floats: Any = {key: x.double() for key, x in tensors.items() if x.is_floating_point()}
         self.module = module
         self._attend = spec.attend
         # a method is a function of any `attend`: with one that gives p back, what acts on the scores gives its own p
