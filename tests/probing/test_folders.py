@@ -11,7 +11,7 @@ from PIL import Image
 from probing.data import model, write_classes, write_scenes
 
 from timm_neutreno.probing import DataError, loaders, open_folder
-from timm_neutreno.probing.folders import Images
+from timm_neutreno.probing.images import Images
 
 ALL = {"train": 10, "val": 4, "test": 3}
 

@@ -11,7 +11,8 @@ from .bootstrap import Difference, paired_differences
 from .compare import compare
 from .errors import DataError, FeatureError
 from .features import check_image_size
-from .folders import Folder, loaders, open_folder, sample_photos
+from .folders import Folder, open_folder
+from .images import loaders, sample_photos
 from .measure import Measured, Options, Splits, measure
 from .pca import pictures
 from .plots import methods, plot_blocks, plot_pca, plot_strengths

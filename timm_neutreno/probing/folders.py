@@ -10,22 +10,12 @@ val is a fifth of train; of one part a fifth is val and a fifth test.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from timm.data import create_transform, resolve_data_config
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-
 from .errors import DataError
-from .features import find_vit
-from .measure import Splits
-from .segmentation import VOID
+from .masks import find_labels
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 PARTS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
@@ -75,9 +65,9 @@ def open_folder(
         parts, classes = _class_parts(path)
     samples, about = _split(parts, task)
     if limit:
-        samples = {part: _spread(found, limit) for part, found in samples.items()}
+        samples = {part: spread(found, limit) for part, found in samples.items()}
     if task == "segmentation":
-        classes = _labels(samples["train"], ignore_label, num_labels)
+        classes = find_labels((mask for _, mask in samples["train"]), ignore_label, num_labels)
     if len(classes) < 2:
         what = "label" if task == "segmentation" else "class"
         raise DataError(f"{path} has only one {what} ({', '.join(classes)}), so there is nothing to tell apart.")
@@ -174,123 +164,7 @@ def _hold_out(samples: list[Sample], task: str, share: int = 1, of: int = FIFTH)
     return kept, held
 
 
-def _spread(samples: list[Sample], limit: int) -> list[Sample]:
+def spread(samples: list[Sample], limit: int) -> list[Sample]:
+    """At most so many of the samples, evenly over all."""
     count = min(limit, len(samples))
     return [samples[i * len(samples) // count] for i in range(count)]
-
-
-def _labels(samples: Sequence[Sample], ignore_label: int | None, num_labels: int | None) -> list[str]:
-    """The labels that are classes."""
-    if num_labels is None:
-        masks = (read_mask(path) for _, path in samples)
-        num_labels = 1 + max(int(mask.max(initial=0, where=mask != ignore_label)) for mask in masks)
-    return [str(label) for label in range(num_labels) if label != ignore_label]
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """(H, W) label indices.
-
-    Raises:
-        DataError: If the file cannot be read, or is no picture of indices.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "1", "I", "I;16"):
-                raise DataError(
-                    f"the mask {path} is a picture of mode {image.mode}; masks must hold a label index per "
-                    "pixel (mode L or P)."
-                )
-            return np.asarray(image).astype(np.int64)
-    except (OSError, SyntaxError) as error:
-        raise DataError(f"cannot read the mask {path}: {error}.") from None
-
-
-class Images(Dataset):
-    """The images of one part, with class indices or masks.
-
-    Args:
-        folder: The data set.
-        part: "train", "val" or "test".
-        transform: From a PIL image to a tensor (3, height, width).
-        ignore_label: As for `open_folder`.
-    """
-
-    def __init__(self, folder: Folder, part: str, transform: Any, ignore_label: int | None = None):
-        self.samples, self.transform, self.segmentation = folder.samples[part], transform, folder.task == "segmentation"
-        self.ignore_label = ignore_label
-        highest = 1 + max(int(label) for label in folder.classes) if self.segmentation else 0
-        self.index = np.full(highest, VOID)  # label -> class index
-        if self.segmentation:
-            self.index[[int(label) for label in folder.classes]] = range(len(folder.classes))
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Any]:
-        path, target = self.samples[number]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"cannot read the image {path}: {error}. Repair or remove it.") from None
-        return self.transform(image), (self.mask(target, image, path) if self.segmentation else target)
-
-    def mask(self, path: Path, image: Image.Image, image_path: Path) -> Tensor:
-        """(H, W) class indices, VOID where the label does not count."""
-        labels = read_mask(path)
-        if labels.shape != (image.height, image.width):
-            raise DataError(
-                f"the mask {path} has {labels.shape[1]} x {labels.shape[0]} pixels and its image {image_path} "
-                f"{image.width} x {image.height}."
-            )
-        void = labels == self.ignore_label
-        if (bad := labels[~void]).size and bad.max() >= len(self.index):
-            raise DataError(
-                f"the mask {path} has the label {bad.max()}, beyond the {len(self.index)} labels that are known (0 to "
-                f"{len(self.index) - 1}); say which label does not count, or how many there are."
-            )
-        return torch.from_numpy(np.where(void, VOID, self.index[np.where(void, 0, labels)]))
-
-
-def loaders(
-    folder: Folder, model: nn.Module, *, batch_size: int = 16, workers: int = 0, ignore_label: int | None = None
-) -> tuple[Splits, tuple[int, int]]:
-    """Batches of all parts as the model wants them, and their image size in pixels.
-
-    For classification with the model's own evaluation transform; for segmentation the whole image, squashed to the
-    model's size, and masks as they are.
-    """
-    size = getattr(
-        getattr(find_vit(model), "patch_embed", None), "img_size", None
-    )  # may differ from the pretrained one
-    config = resolve_data_config({"input_size": (3, *size)} if size else {}, model=model)
-    if folder.task == "segmentation":
-        config |= {"crop_pct": 1.0, "crop_mode": "squash"}
-    transform = create_transform(**config)
-    batches = {
-        part: DataLoader(
-            Images(folder, part, transform, ignore_label), batch_size, num_workers=workers, collate_fn=_collate
-        )
-        for part in PARTS
-    }
-    return Splits(folder.task, len(folder.classes), **batches), config["input_size"][1:]
-
-
-def _collate(samples: list[tuple[Tensor, Any]]) -> tuple[Tensor, Any]:
-    """Masks stay a list: their sizes may differ."""
-    images, targets = zip(*samples, strict=True)
-    return torch.stack(images), (list(targets) if isinstance(targets[0], Tensor) else torch.tensor(targets))
-
-
-def sample_photos(
-    folder: Folder, model: nn.Module, number: int, ignore_label: int | None = None
-) -> tuple[Tensor, list[np.ndarray]]:
-    """Test images evenly spread, as the model wants them, (number, 3, height, width), and as pictures in [0, 1]."""
-    chosen = Folder(
-        folder.task, {**folder.samples, "test": _spread(folder.samples["test"], number)}, folder.classes, ""
-    )
-    splits, _ = loaders(chosen, model, batch_size=number, ignore_label=ignore_label)
-    images = next(iter(splits.test))[0]
-    config = resolve_data_config({}, model=model)
-    mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
-    return images, [(image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy() for image in images]
