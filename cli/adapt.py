@@ -33,8 +33,10 @@ def option(help: str, panel: str, *names: str, **kwargs: Any) -> Any:
 
 
 def adapt(
+    ctx: typer.Context,
     checkpoint: Annotated[str, option("demo, a timm name (deit_tiny), hf-hub:..., local-dir:..., a folder, or a file of weights.", MODEL)] = "demo",
     arch: Annotated[str | None, option("timm name of a file's architecture, if the file does not say.", MODEL)] = None,
+    weights: Annotated[str | None, option("raw or ema, of a file that has both. (default: ema, where there is one)", MODEL)] = None,
     model_kwargs: Annotated[list[str] | None, option("key=value for the model's constructor; repeat.", MODEL)] = None,
     img_size: Annotated[int | None, option("Another input size; the position embedding is resampled.", MODEL, min=1)] = None,
     data: Annotated[str | None, option("Folder with train/ and val/, folder of class folders, or torch/..., hfds/..., wds/... (default: the embedded digits)", DATA)] = None,
@@ -115,6 +117,7 @@ def adapt(
             "log": log or [],
             "settings": settings,
             "json": as_json,
+            "given": given_options(ctx, val_split),
             **val_options(val_split),
         }
     )  # fmt: skip
@@ -163,6 +166,14 @@ def val_options(val_split: str) -> dict[str, Any]:
         return {"val_fraction": float(val_split), "val_split": "validation"}
     except ValueError:
         return {"val_split": val_split}
+
+
+def given_options(ctx: typer.Context, val_split: str) -> tuple[str, ...]:
+    """The fields of AdaptConfig that were given, also those that were given their default value."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    names = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    names |= {"json"} & {name.removeprefix("as_") for name in names}
+    return tuple(sorted(names | (set(val_options(val_split)) if "val_split" in names else set())))
 
 
 def parse_model_kwargs(pairs: list[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from timm_neutreno.hub import save_pretrained
 from timm_neutreno.names import neutreno_name
 from timm_neutreno.smoothing import plot_similarity
 
-from . import checkpoint, data, parallel, plan, processes, push, resume, run_directory, seeds, summary
+from . import checkpoint, data, extension, parallel, plan, processes, push, resume, run_directory, seeds, summary
 from .config import AdaptConfig, Recipe, as_dict, check_config, resolve_recipe
 from .errors import CheckpointError, CliError, Interrupted, TrainingError, UsageError, one_line
 from .evaluate import Evaluation, evaluate
@@ -65,7 +66,7 @@ def run_seeds(config: AdaptConfig, members: Processes, stop: Stop) -> dict[str, 
     if config.resume:
         directory, fresh = Path(config.resume), resume.first_seed(config)
     else:
-        name = checkpoint.find(config.checkpoint, config.arch, config.model_kwargs).name
+        name = checkpoint.find(config.checkpoint, config.arch, config.model_kwargs, config.weights).name
         chosen = run_directory.choose(config.output, f"neutreno-{name}-seeds") if members.first else None
         directory, fresh = processes.agree(chosen), config
     if members.first and not config.dry_run:
@@ -93,11 +94,12 @@ def run_seeds(config: AdaptConfig, members: Processes, stop: Stop) -> dict[str, 
 def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: str | None = None) -> dict[str, Any]:
     """One seed: the story in order. `resume_label` is the folder to name for resuming, if not the run's own."""
     start = time.perf_counter()
-    earlier = None
+    earlier = finished = None
     if config.resume:
-        if (finished := processes.agree(resume.result(Path(config.resume)))) is not None:
+        finished = processes.agree(resume.result(Path(config.resume)))
+        config, earlier = resume.settle(config, finished is not None)
+        if finished is not None and config.settings["epochs"] == earlier["recipe"]["epochs"]:
             return finished if members.first else {}
-        config, earlier = resume.settle(config)
     check_config(config)
     recipe = resolve_recipe(config)
     if config.fsdp and (recipe.ema_decay or config.amp_dtype == "float16"):
@@ -108,7 +110,7 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
     share_cores(config, device)
     if config.push_to_hub and members.first:
         push.check_name(config.push_to_hub, config.private, config.revision, config.create_pr)
-    source = checkpoint.find(config.checkpoint, config.arch, config.model_kwargs)
+    source = checkpoint.find(config.checkpoint, config.arch, config.model_kwargs, config.weights)
     config = replace(config, **settle_fidelity(config, source))
     images = data.find(config)
     recipe = replace(recipe, batch_size=fit_batch(recipe, images, config, members))
@@ -118,6 +120,8 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
     if earlier is not None:
         directory = Path(config.resume or "")
         resume.check_data(earlier, data.fingerprint(images), config)
+        if recipe.epochs != earlier["recipe"]["epochs"]:
+            extension.check(directory, recipe.epochs)
     else:
         chosen = run_directory.choose(config.output, f"neutreno-{source.name}") if members.first else None
         directory = processes.agree(chosen)
@@ -142,6 +146,13 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
     if members.first:
         run_directory.create(directory)
         run_directory.sweep(directory)
+        if finished is not None and earlier is not None:
+            done = earlier["recipe"]["epochs"]
+            kept = extension.keep_results(directory, done)
+            narrator.say(
+                f"longer      {done} epochs are done, {recipe.epochs} asked for: every arm goes on from its "
+                f"last.pth.tar with the learning rates of {recipe.epochs} epochs; the results so far are in {kept}"
+            )
         run_directory.write_text(directory / resume.ARGUMENTS, _arguments(session, data_config, images, earlier))
     results = Results(directory, members.first)
 
@@ -166,6 +177,8 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
             freeze_fidelity(model)
         arm = Arm(name, fidelity, config.fidelity_warmup, folder, {"arch": f"neutreno_{source.arch}"})
         trainer = Trainer(model, teacher, train_loader(), val, arm, session)
+        if members.first and not trainer.progress.done:
+            (folder / "model.safetensors").unlink(missing_ok=True)  # of fewer epochs; its weights are in last.pth.tar
         evaluations = trainer.run()
         results.add({row + (summary.AVERAGED if kind == EMA else ""): value for kind, value in evaluations.items()})
         whole = models.whole(model, fidelity) if config.fsdp else model
@@ -177,13 +190,14 @@ def run_one(config: AdaptConfig, members: Processes, stop: Stop, resume_label: s
 
     assert config.fidelity is not None
     control = directory / "control"
-    if config.control and not processes.agree((control / "model.safetensors").exists()):
+    if config.control and not processes.agree(extension.is_trained(control, recipe.epochs)):
         trained("control", summary.CONTROL, 0.0, control)
     model = trained("adapted", summary.ADAPTED, config.fidelity, directory)
     facts = dict(
         checkpoint=source.label, data=images.label, output=str(directory), epochs=recipe.epochs, seed=config.seed,
         device=str(device), processes=members.count, skipped_images=images.skipped,
         new_head=models.new_head, seconds=round(time.perf_counter() - start, 1), **checkpoint.origin(source),
+        **{extension.BEFORE: (earlier or {}).get(extension.BEFORE, [])},
     )  # fmt: skip
     return report(directory, config, results.rows, model, models.new_head, facts) if members.first else {}
 
@@ -352,6 +366,8 @@ def announce(session: Session, source: checkpoint.Source, images: data.Data, dat
     warmup = f", rising over {config.fidelity_warmup:g} epochs" if config.fidelity_warmup else ""
     count = f"{session.processes.count} processes, " if session.processes.count > 1 else ""
     say(f"checkpoint  {source.label} ({source.arch}), input {'x'.join(map(str, data_config['input_size']))}")
+    for note in source.notes:
+        say(f"weights     {note}")
     say(f"data        {images.label}: {images.num_classes} classes")
     say(f"fidelity    {config.fidelity:g}{learnable}{warmup}")
     say(
@@ -380,6 +396,7 @@ def _arguments(session: Session, data_config: dict[str, Any], images: data.Data,
     }
     if earlier is not None:
         values |= {"versions": earlier["versions"], "resumed": [*earlier.get("resumed", []), versions]}
+        values |= {key: earlier[key] for key in (extension.BEFORE,) if key in earlier}
     return yaml.safe_dump(values, sort_keys=False)
 
 
@@ -388,11 +405,12 @@ def save(model: nn.Module, directory: Path, data_config: dict[str, Any], images:
     if any(not torch.isfinite(p).all() for p in model.parameters()):
         raise TrainingError(f"the trained weights are not finite. The last checkpoint is in {directory}; lower --lr.")
     with run_directory.writing(directory / "model.safetensors"):
-        beside = directory / ".saving"
+        beside = directory / run_directory.SAVING
+        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed while it saved
         save_pretrained(model.eval(), beside, data_config=data_config, label_names=images.class_names, tag="neutreno")
-        for name in ("model.safetensors", "config.json"):
+        for name in ("config.json", "model.safetensors"):  # the weights last: where they are, the arm is done
             (beside / name).replace(directory / name)
-        beside.rmdir()
+        shutil.rmtree(beside)
 
 
 def report(
@@ -411,6 +429,11 @@ def report(
     ]
     if facts["skipped_images"]:
         notes.append(f"Unreadable images were passed over {facts['skipped_images']} times.")
+    if facts[extension.BEFORE]:
+        notes.append(
+            f"The run was planned for {', then '.join(map(str, facts[extension.BEFORE]))} epochs before it was made "
+            f"{facts['epochs']}: the learning rates of each part are those of its own plan."
+        )
     text = summary.readme("NeuTRENO adaptation", table, sentences, str(directory), notes)
     run_directory.write_text(directory / "README.md", text)
     document = summary.document(results, fidelities, sentences, **facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -136,6 +137,8 @@ def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, de
     models: Models = {}
     for text in texts:
         source = _source(text, arch, pretrained)
+        for note in source.notes:
+            print(f"{text}: {note}", file=sys.stderr)
         own = source.fidelity is not None or not text.startswith(PREFIX)
         torch.manual_seed(seed)
         fidelity = None if own else METHODS["neutreno"].strengths["fidelity"]

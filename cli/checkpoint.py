@@ -20,12 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
-from timm.models import (
-    get_arch_pretrained_cfgs,
-    get_pretrained_cfg_value,
-    load_state_dict,
-    split_model_name_tag,
-)
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg_value, split_model_name_tag
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import Tensor, nn
 
@@ -33,6 +28,7 @@ import timm_neutreno
 from timm_neutreno import demo
 from timm_neutreno.names import base_name, neutreno_name
 
+from . import weights as weight_files
 from .errors import CheckpointError, HubError, UsageError, one_line
 
 SHORT_NAMES = {f"deit_{size}": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
@@ -50,6 +46,8 @@ class Source:
         overlay: Entries that replace those of the cfg, such as the file with the weights.
         model_args: Constructor arguments that the weights were made with.
         num_classes: Of the checkpoint's head.
+        weights: Which weights of a file: "raw", "ema", or None.
+        notes: What a reader should know of them.
     """
 
     label: str
@@ -58,6 +56,8 @@ class Source:
     overlay: dict[str, Any] = field(default_factory=dict)
     model_args: dict[str, Any] = field(default_factory=dict)
     num_classes: int = 1000
+    weights: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def fidelity(self) -> float | None:
@@ -80,7 +80,9 @@ class Source:
         return "demo" if self.label == "demo" else self.arch
 
 
-def find(checkpoint: str, arch: str | None = None, model_kwargs: dict[str, Any] | None = None) -> Source:
+def find(
+    checkpoint: str, arch: str | None = None, model_kwargs: dict[str, Any] | None = None, weights: str | None = None
+) -> Source:
     """Find out what a checkpoint is.
 
     Args:
@@ -88,13 +90,17 @@ def find(checkpoint: str, arch: str | None = None, model_kwargs: dict[str, Any] 
             config.json, or a file of weights.
         arch: The timm name of a file's architecture, where the file does not say it.
         model_kwargs: Constructor arguments beyond the name.
+        weights: "raw" or "ema", of a file that has both.
 
     Raises:
+        UsageError: If `weights` is given for what is not a file.
         CheckpointError: If it does not exist, cannot be read, or its architecture is unknown or not supported.
         HubError: If it is on the Hub and cannot be had.
     """
     kwargs = dict(model_kwargs or {})
     path = Path(checkpoint).expanduser()
+    if weights and not path.is_file():
+        raise UsageError(f"--weights {weights} chooses between the weights in one file, and {checkpoint} is no file.")
     if checkpoint == "demo":
         return _from_directory(Path(demo.__file__).parent, "demo", kwargs)
     if checkpoint.startswith("local-dir:"):
@@ -104,7 +110,7 @@ def find(checkpoint: str, arch: str | None = None, model_kwargs: dict[str, Any] 
     if path.is_dir():
         return _from_directory(path, checkpoint, kwargs)
     if path.is_file():
-        return _from_file(path, arch, kwargs)
+        return _from_file(path, arch, kwargs, weights)
     if "/" in checkpoint or checkpoint.endswith(FILE_ENDINGS):
         raise CheckpointError(f"no such file or folder: {checkpoint}. For a repository on the Hub: hf-hub:OWNER/NAME.")
     return _from_name(checkpoint, kwargs)
@@ -163,24 +169,36 @@ def _from_hub(checkpoint: str, kwargs: dict[str, Any]) -> Source:
     return _from_config(checkpoint, cfg, arch, args or {}, kwargs)
 
 
-def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any]) -> Source:
+def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any], which: str | None) -> Source:
     """A file of weights: what it is comes from --arch, from a config.json beside it, or from timm's CheckpointSaver."""
     config = path.parent / "config.json"
-    weights = read_weights(path)
+    weights, notes = weight_files.read(path, which)
     if not arch and config.is_file() and "architecture" in json.loads(config.read_text()):
         source = _from_directory(path.parent, str(path), kwargs)
-        return replace(source, overlay={"source": "", "file": str(path)})
+        _, more = _named(weights, source.arch, path, which)
+        return replace(source, overlay={"source": "", "file": str(path)}, weights=which, notes=(*notes, *more))
     recorded_arch, args, preprocessing = _recorded_arguments(path)
     arch = arch or recorded_arch
     if not arch:
         raise CheckpointError(f"{path} does not say which model its weights are for. Say it with --arch, a timm name.")
     arch = _known(arch, f" (for {path})")
     args = {**args, **kwargs}
+    weights, more = _named(weights, arch, path, which)
     head = _head_size(weights, arch)
     overlay: dict[str, Any] = {"file": str(path), "num_classes": head or 0, **preprocessing}
     if img_size := args.get("img_size"):
         overlay["input_size"] = (3, img_size, img_size) if isinstance(img_size, int) else (3, *img_size)
-    return Source(str(path), arch, None, overlay, args, head or 0)
+    return Source(str(path), arch, None, overlay, args, head or 0, which, (*notes, *more))
+
+
+def _named(weights: dict[str, Tensor], arch: str, path: Path, which: str | None) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights under the model's names, and what to say of them."""
+    named, notes = weight_files.without_prefix(weights, arch, str(path), which)
+    if learned := [key for key in named if weight_files.is_strength(key)]:
+        notes.append(
+            f"learned strengths are used if the model learns them, else left out ({weight_files.some(learned)})"
+        )
+    return named, notes
 
 
 def origin(source: Source) -> dict[str, str | None]:
@@ -196,26 +214,6 @@ def origin(source: Source) -> dict[str, str | None]:
     return {
         key: get_pretrained_cfg_value(name, item) for key, item in (("base_model", "hf_hub_id"), ("license", "license"))
     }
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file, unwrapped (module., _orig_mod., EMA, `model` and `state_dict` keys).
-
-    Raises:
-        CheckpointError: If the file is not weights, or damaged.
-    """
-    try:
-        weights = load_state_dict(str(path))
-    except Exception as error:  # every format has its own exceptions for a damaged file
-        raise CheckpointError(
-            f"cannot read the weights in {path}: {one_line(error)[:200]}. The file may be truncated or no checkpoint; "
-            "compare its size with the original."
-        ) from error
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(
-            f"{path} holds no state_dict: expected tensors by name, as torch.save or safetensors write."
-        )
-    return weights
 
 
 def _recorded_arguments(path: Path) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
@@ -274,15 +272,25 @@ def build(
     }
     given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path}
     kwargs.update({key: value for key, value in given.items() if value is not None})
-    with weight_errors(source), hub_errors(source.label):
+    overlay, learned = source.overlay, {}
+    if pretrained and overlay.get("file"):  # read here: timm would choose of several by itself, and know fewer prefixes
+        tensors, _ = weight_files.read(Path(overlay["file"]), source.weights)
+        tensors, _ = weight_files.without_prefix(tensors, source.arch, source.label, source.weights)
+        learned = {key: tensors.pop(key) for key in list(tensors) if weight_files.is_strength(key)}
+        overlay = {**overlay, "source": "", "file": None, "state_dict": tensors}
+    with weight_errors(source), hub_errors(source.label), weight_files.compared(source.label, source.arch):
         model = timm.create_model(
             neutreno_name(source.arch),
             pretrained=pretrained,
             pretrained_cfg=source.pretrained_cfg,
-            pretrained_cfg_overlay=source.overlay or None,
+            pretrained_cfg_overlay=overlay or None,
             pretrained_model_args=source.model_args,
             **kwargs,
         )
+        if learned and kwargs["learnable_fidelity"]:
+            weight_files.load_strengths(model, learned)
+    if "state_dict" in overlay:
+        weight_files.forget(model)
     if fidelity is not None and source.learnable_fidelity:
         timm_neutreno.set_fidelity(model, fidelity)
     return model

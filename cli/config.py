@@ -59,6 +59,7 @@ class AdaptConfig:
 
     checkpoint: str = "demo"
     arch: str | None = None
+    weights: str | None = None  # of a file that has several
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
     data_dir: str | None = None
@@ -102,6 +103,7 @@ class AdaptConfig:
     resume: str | None = None
     allow_changes: bool = False
     dry_run: bool = False
+    given: tuple[str, ...] = ()  # fields that the command line, the environment or --config has set, to whatever value
     push_to_hub: str | None = None
     private: bool = False
     revision: str | None = None
@@ -159,6 +161,8 @@ def check_config(config: AdaptConfig) -> None:
         raise UsageError(f"--fidelity-warmup must be a number of epochs of at least 0, got {config.fidelity_warmup}.")
     if config.learnable_fidelity not in (None, "layer", "head"):
         raise UsageError(f"--learnable-fidelity takes layer or head, got {config.learnable_fidelity!r}.")
+    if config.weights not in (None, "raw", "ema"):
+        raise UsageError(f"--weights takes raw or ema, got {config.weights!r}.")
     if not 0 < config.val_fraction < 1:
         raise UsageError(f"--val-fraction must be between 0 and 1, got {config.val_fraction}.")
     if config.train not in TRAINED:
@@ -184,6 +188,6 @@ def check_config(config: AdaptConfig) -> None:
 def as_dict(config: AdaptConfig, recipe: Recipe) -> dict[str, Any]:
     """Everything that decides the run, for args.yaml."""
     values = asdict(config)
-    for name in ("settings", "resume", "allow_changes", "dry_run"):
+    for name in ("settings", "resume", "allow_changes", "dry_run", "given"):
         values.pop(name)
     return {**values, "recipe": {"name": values["recipe"], **asdict(recipe)}}

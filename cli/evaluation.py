@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def evaluate_model(name: str, given: dict[str, Any], batch_size: int | None) -> 
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     share_cores(config, device)
     source = checkpoint.find(config.checkpoint)
+    for note in source.notes:
+        print(f"weights: {note}", file=sys.stderr)
     images = data.find(config)
     if images.num_classes != source.num_classes or other_classes(source, images):
         raise CheckpointError(f"{name} knows other classes than {images.label}: {other_classes(source, images)}.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from . import summary
+from . import extension, summary
 from .config import AdaptConfig, Recipe
 from .errors import CheckpointError, UsageError, one_line
 
@@ -21,7 +21,7 @@ FREE = {
     "save_every_steps", "log", "quiet", "json", "push_to_hub", "private", "revision", "create_pr", "patience",
     "skip_bad_images", "data_dir",
 }  # fmt: skip
-NOT_COMPARED = {"resume", "allow_changes", "dry_run", "output", "settings", "recipe", "seeds"}
+NOT_COMPARED = {"resume", "allow_changes", "dry_run", "output", "settings", "recipe", "seeds", "given"}
 
 
 def find_run(config: AdaptConfig) -> AdaptConfig:
@@ -33,7 +33,13 @@ def find_run(config: AdaptConfig) -> AdaptConfig:
         begun = (path / ARGUMENTS).exists() or any(path.glob(f"seed-*/{ARGUMENTS}"))
         config = replace(config, resume=config.output if begun else None)
     if config.resume and (Path(config.resume) / SEEDS).exists():
-        return replace(config, **json.loads((Path(config.resume) / SEEDS).read_text()))
+        stored = json.loads((Path(config.resume) / SEEDS).read_text())
+        for name in set(config.given) & stored.keys():
+            if getattr(config, name) != stored[name]:
+                raise UsageError(
+                    f"--resume {config.resume}: --{name} is {stored[name]} in the run. Leave it as it was."
+                )
+        return replace(config, **stored)
     return config
 
 
@@ -45,12 +51,14 @@ def own_settings(directory: Path) -> AdaptConfig | None:
 
 
 def first_seed(config: AdaptConfig) -> AdaptConfig:
-    """The settings for seeds that have not begun: those of the first one that has."""
+    """The settings for seeds that have not begun: those of the first one that has. A change must suit all that have."""
     assert config.resume is not None
     begun = sorted(path.parent for path in Path(config.resume).glob(f"seed-*/{ARGUMENTS}"))
     if not begun:
         raise CheckpointError(f"no seed of {config.resume} has begun: start anew with another --output.")
-    return settle(replace(config, resume=str(begun[0]), seed=AdaptConfig.seed))[0]
+    given = tuple(name for name in config.given if name != "seed")
+    settled = [settle(replace(config, resume=str(path), given=given), result(path) is not None) for path in begun]
+    return settled[0][0]
 
 
 def read_arguments(directory: Path) -> dict[str, Any]:
@@ -84,8 +92,12 @@ def as_config(values: dict[str, Any]) -> AdaptConfig:
     )
 
 
-def settle(config: AdaptConfig) -> tuple[AdaptConfig, dict[str, Any]]:
+def settle(config: AdaptConfig, finished: bool = False) -> tuple[AdaptConfig, dict[str, Any]]:
     """The run's own settings with the given ones put in, and its args.yaml.
+
+    Args:
+        config: With `resume`, the run's folder.
+        finished: Nothing of the run is left to do. Then more epochs are the only change that makes it go on.
 
     Raises:
         UsageError: If a given setting would change the run's figures, without --allow-changes.
@@ -94,16 +106,24 @@ def settle(config: AdaptConfig) -> tuple[AdaptConfig, dict[str, Any]]:
     assert config.resume is not None
     values = read_arguments(Path(config.resume))
     own = as_config(values)
-    given = {
-        item.name: getattr(config, item.name)
-        for item in fields(AdaptConfig)
-        if item.name not in NOT_COMPARED and getattr(config, item.name) != getattr(AdaptConfig(), item.name)
-    }
+    names = {item.name for item in fields(AdaptConfig)} & set(config.given) - NOT_COMPARED
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     changes = {k: (getattr(own, k), v) for k, v in given.items() if k not in FREE and v != getattr(own, k)}
     changes |= {k: (own.settings.get(k), v) for k, v in config.settings.items() if v != own.settings.get(k)}
     if config.recipe not in (None, own.recipe):
         changes["recipe"] = own.recipe, config.recipe
-    _refuse(config, {f"--{name.replace('_', '-')}": pair for name, pair in changes.items()})
+    changes = {f"--{name.replace('_', '-')}": pair for name, pair in changes.items()}
+    then, now = changes.get("--epochs", (0, 0))
+    if then != now:
+        values = {**values, extension.BEFORE: [*values.get(extension.BEFORE, []), then]}
+    if finished and now > then:  # what was asked for
+        del changes["--epochs"]
+    elif finished and changes:
+        raise UsageError(
+            f"--resume {config.resume}: the run is finished, and {_differences(changes)}. More --epochs would make it "
+            "go on; for anything else start another run, with another --output."
+        )
+    _refuse(config, changes)
     merged = replace(
         own, **given, settings={**own.settings, **config.settings}, recipe=config.recipe or own.recipe,
         resume=config.resume, allow_changes=config.allow_changes, dry_run=config.dry_run, seeds=1,
@@ -126,11 +146,14 @@ def check_data(values: dict[str, Any], now: dict[str, Any], config: AdaptConfig)
 def _refuse(config: AdaptConfig, changes: dict[str, tuple[Any, Any]]) -> None:
     if not changes or config.allow_changes:
         return
-    parts = [f"{name} {_short(then)} in the run, {_short(now)} now" for name, (then, now) in changes.items()]
     raise UsageError(
-        f"--resume {config.resume}: {'; '.join(parts)}. Leave it as it was, or pass --allow-changes to go on all the "
-        "same; the run then is not what either setting alone would give."
+        f"--resume {config.resume}: {_differences(changes)}. Leave it as it was, or pass --allow-changes to go on all "
+        "the same; the run then is not what either setting alone would give."
     )
+
+
+def _differences(changes: dict[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{name} {_short(then)} in the run, {_short(now)} now" for name, (then, now) in changes.items())
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from .errors import DEAD_WORKER, CheckpointError, OutputError, UsageError
 
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "best.pth.tar"
+SAVING = ".saving"  # where a model is written before it is moved to its place
 
 
 def choose(output: str | None, model_name: str) -> Path:
@@ -146,3 +148,4 @@ def sweep(directory: Path) -> None:
     """Remove what a killed process had half written."""
     for half in (*directory.glob(".*.pth.tar.*"), *directory.glob(".*.json.*"), *directory.glob(".*.csv.*")):
         half.unlink()
+    shutil.rmtree(directory / SAVING, ignore_errors=True)

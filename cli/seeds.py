@@ -81,8 +81,8 @@ def verdict(differences: dict[str, Any], pairs: int, images: int) -> list[str]:
     """What the differences show, in sentences, and what they cannot show."""
     if not differences:
         return [
-            f"{pairs or 'No'} seed{'' if pairs == 1 else 's'} with a control: whether NeuTRENO gained more than "
-            "further training does cannot be said."
+            f"{pairs or 'No'} seed{'' if pairs == 1 else 's'} with a control: this says nothing for or against "
+            "NeuTRENO, since a gain may come from fine-tuning alone."
         ]
     return [
         _accuracy_sentence(differences["top1"], pairs, images),
@@ -94,23 +94,27 @@ def verdict(differences: dict[str, Any], pairs: int, images: int) -> list[str]:
 
 def _accuracy_sentence(top1: dict[str, Any], seeds: int, images: int) -> str:
     if max(abs(value) for value in top1["values"]) < EXACT:
-        return f"Accuracy: adapted NeuTRENO and the control are equal in every one of {seeds} seeds."
-    won = "won" if top1["mean"] > EXACT else "did not win"
-    chance = f"{_interval(top1, 2)}: {'within' if contains_zero(top1) else 'more than'} chance."
+        return (
+            f"Accuracy: no difference shown: adapted NeuTRENO and the control are equal in every one of {seeds} seeds."
+        )
+    interval = f"{_interval(top1, 2)}."
+    what = "no difference shown"
     if top1["sd"] < EXACT:  # accuracies are multiples of one image: few seeds may agree by accident
-        chance = (
+        interval = (
             f"All seeds differ by the same number of images (one is {100 / images:.2f} points): there is no interval."
         )
+    elif not contains_zero(top1):
+        what = "NeuTRENO won" if top1["mean"] > 0 else "NeuTRENO is worse"
     return (
-        f"Accuracy: NeuTRENO {won}: {top1['mean']:+.2f} points of top-1 against the control, mean of {seeds} seeds, "
-        f"better in {sum(value > EXACT for value in top1['values'])} of them. {chance}"
+        f"Accuracy: {what}: {top1['mean']:+.2f} points of top-1 against the control, mean of {seeds} seeds, "
+        f"better in {sum(value > EXACT for value in top1['values'])} of them. {interval}"
     )
 
 
 def _similarity_sentence(similarity: dict[str, Any], seeds: int) -> str:
     how = f"{'less' if similarity['mean'] < 0 else 'more'} alike, by more than chance"
     if contains_zero(similarity):
-        how = "not different, within chance"
+        how = "no difference shown, within chance"
     return (
         f"Smoothing: the mean cosine similarity of the last block's tokens differs by {similarity['mean']:+.3f} from "
         f"the control's, mean of {seeds} seeds: {how}. {_interval(similarity, 3)}."

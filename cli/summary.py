@@ -49,26 +49,39 @@ def markdown_table(table: list[tuple[str, ...]]) -> str:
 
 
 def verdict(evaluations: dict[str, Evaluation]) -> list[str]:
-    """What the table shows, in sentences, and how much of it is more than chance in these val images."""
+    """What the table shows, in sentences, and how much of it is more than chance in these val images.
+
+    Only a control can tell NeuTRENO's part from that of fine-tuning: without one, nothing is said of who won.
+    """
     adapted, control = evaluations[ADAPTED], evaluations.get(CONTROL)
-    other, name = (control, "the control") if control else (evaluations[BEFORE], "the checkpoint as it came")
-    return [_accuracy_sentence(adapted, other, name), _similarity_sentence(adapted, other, name)]
+    if control:
+        return [_accuracy_sentence(adapted, control), _similarity_sentence(adapted, control, "the control")]
+    return [
+        f"Accuracy: adapted NeuTRENO has {adapted.top1:.2f} % top-1 on {adapted.images} images. There is no control, "
+        "so this says nothing for or against NeuTRENO: a gain may come from fine-tuning alone.",
+        _similarity_sentence(adapted, evaluations[BEFORE], "the checkpoint as it came")
+        + " That, too, may come from fine-tuning alone.",
+    ]
 
 
-def _accuracy_sentence(adapted: Evaluation, other: Evaluation, name: str) -> str:
+def _accuracy_sentence(adapted: Evaluation, control: Evaluation) -> str:
     """Two standard errors of a difference of two proportions: cautious, since both saw the same images."""
     images = adapted.images
-    difference = adapted.top1 - other.top1
-    p = (adapted.top1 + other.top1) / 200
+    difference = adapted.top1 - control.top1
+    p = (adapted.top1 + control.top1) / 200
     noise = 2 * 100 * math.sqrt(max(2 * p * (1 - p), 1e-12) / images)
     count = round(abs(difference) * images / 100)
     if count == 0:
-        return f"Accuracy: adapted NeuTRENO and {name} are equal at {adapted.top1:.2f} % top-1 on {images} images."
-    won = "won" if difference > 0 else "did not win"
-    chance = "within noise" if abs(difference) < noise else "more than noise on these images"
+        return (
+            f"Accuracy: no difference shown: adapted NeuTRENO and the control are equal at {adapted.top1:.2f} % top-1 "
+            f"on {images} images."
+        )
+    shown = abs(difference) > noise
+    what = ("NeuTRENO won" if difference > 0 else "NeuTRENO is worse") if shown else "no difference shown"
     return (
-        f"Accuracy: NeuTRENO {won}: {difference:+.2f} points of top-1 against {name}, {count} of {images} images (one "
-        f"is {100 / images:.2f} points), {chance} (about {noise:.2f} points), for one seed."
+        f"Accuracy: {what}: {difference:+.2f} points of top-1 against the control, {count} of {images} images (one is "
+        f"{100 / images:.2f} points). The interval {difference - noise:+.2f} to {difference + noise:+.2f} (two "
+        f"standard errors, over images, for one seed) {'does not contain' if shown else 'contains'} 0."
     )
 
 
@@ -76,8 +89,8 @@ def _similarity_sentence(adapted: Evaluation, other: Evaluation, name: str) -> s
     a, b = adapted.similarity[-1], other.similarity[-1]
     noise = 2 * math.hypot(adapted.similarity_error, other.similarity_error)
     how = f"{'less' if a < b else 'more'} alike, by more than the noise over images"
-    if abs(a - b) < noise:
-        how = "not different, within the noise over images"
+    if abs(a - b) <= noise:
+        how = "no difference shown, within the noise over images"
     return (
         f"Smoothing: tokens of the last block have mean cosine similarity {a:.3f} against {b:.3f} in {name}: {how} "
         f"(about {noise:.3f})."

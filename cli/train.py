@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from timm_neutreno import set_fidelity, set_strengths, strengths
 from timm_neutreno.support import find_vits
 
-from . import parallel, processes, run_directory
+from . import extension, parallel, processes, run_directory
 from .config import AdaptConfig, Recipe
 from .data import Loader
 from .errors import DEAD_WORKER, CliError, DataError, Interrupted, OutputError, TrainingError, one_line
@@ -308,7 +308,7 @@ class Trainer:
         progress, recipe, patience = self.progress, self.session.recipe, self.session.config.patience
         shares = processes.collect(progress.loss_sum)
         train_loss = sum(shares) / len(shares) / self.steps
-        last = progress.epoch + 1 == recipe.epochs
+        last = progress.epoch + 1 >= recipe.epochs
         evaluations = self.evaluations(similarity=last)
         raw = evaluations[RAW]
         better = raw.top1 > progress.best
@@ -412,6 +412,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "progress": asdict(progress),
             "loss_sum": loss_sum,
+            "epochs": self.session.recipe.epochs,  # that the learning rates are planned for
             "metric": progress.evaluations.get(RAW, {}).get("top1"),
             "fidelity": self.arm.fidelity,
             "version": 2,
@@ -429,15 +430,22 @@ class Trainer:
             print(f"warning: {warning}", file=sys.stderr)
         if state is None:
             return
+        own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         parallel.restore(self.model, self.optimizer, state, self.session.config.fsdp)
-        self.scheduler.load_state_dict(state["scheduler"])
+        for group, values in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(values)  # this run's rates and decay, which may have been changed, not the checkpoint's
         self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         self.progress.loss_sum = state["loss_sum"]
         if self.ema is not None:
             self.ema.load_state_dict(state["state_dict_ema"])
-        if self.progress.epoch * self.steps + self.progress.step > 0 and self.arm.fidelity_warmup:
-            set_fidelity(self.model, self.fidelity)
+        if extension.planned(state, self.steps) != self.session.recipe.epochs:
+            self.progress.done, self.progress.stale = False, 0
+        if total := self.progress.epoch * self.steps + self.progress.step:
+            self.scheduler.step_update(total)
+            # a learnable one is in the weights, and is no longer the ramp's after the warm-up
+            if self.arm.fidelity_warmup and not self.session.config.learnable_fidelity:
+                set_fidelity(self.model, self.fidelity)
         if not self.progress.done:
             where = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1} of {self.steps}"
             self.say(f"{self.arm.name:>8}  goes on in {where}")

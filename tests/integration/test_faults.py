@@ -65,12 +65,21 @@ def wait_for(process: subprocess.Popen, path: Path, seconds: float = 120) -> Non
         time.sleep(0.005)
 
 
-def test_killed_at_20_random_instants_and_resumed(small, tmp_path):
-    """SIGKILL wherever it falls: in a step, in a save, in an evaluation. Everything random is on in this run."""
+KILLED = {
+    "everything": (20, ["--drop-path", 0.3, "--random-erasing", 0.5, "--mixup", 0.5, "--ema-decay", 0.9,
+                        "--fidelity-warmup", 1.5, "--repeated-aug", 2, "--patience", 3]),
+    "learned strengths": (6, ["--learnable-fidelity", "head", "--fidelity-warmup", 1.5, "--ema-decay", 0.9]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_at_random_instants_and_resumed(small, tmp_path, name):
+    """SIGKILL wherever it falls: in a step, in a save, in an evaluation. KILLS=30 (environment) kills more often."""
     images, weights = small
-    options = ["--epochs", 4, "--save-every-steps", 1, "--drop-path", 0.3, "--random-erasing", 0.5, "--mixup", 0.5,
-               "--ema-decay", 0.9, "--fidelity-warmup", 1.5, "--repeated-aug", 2, "--patience", 3]  # fmt: skip
-    command = [sys.executable, HERE / "killed_run.py", images, weights, tmp_path, 0, 20, *options]
+    kills, options = KILLED[name]
+    kills = int(os.environ.get("KILLS", kills))
+    options = ["--epochs", 4, "--save-every-steps", 1, *options]
+    command = [sys.executable, HERE / "killed_run.py", images, weights, tmp_path, 0, kills, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, timeout=600, env=environment, check=True
@@ -78,9 +87,51 @@ def test_killed_at_20_random_instants_and_resumed(small, tmp_path):
     report = json.loads(done.stdout)
     assert report["whole"] == 0, report["log"]
     assert report["status"] == 0, report["log"]
-    assert len(report["kills"]) == 20
+    assert len(report["kills"]) == kills
     for run in report["runs"]:
         assert_same_run(tmp_path / "whole", tmp_path / run)
+
+
+def test_learned_strengths_come_back_as_they_were_learned(small, tmp_path):
+    """The ramp of the warm-up, which is over, writes into no parameter any more."""
+    run = tmp_path / "run"
+    options = ["--learnable-fidelity", "head", "--fidelity-warmup", 1, "--ema-decay", 0.9, "--save-every-steps", 1]
+    small_run.finish(start(small, "--output", run, "--lr", 1e-2, *options))
+    shutil.copytree(run, tmp_path / "whole")
+    learned = torch.load(run / "last.pth.tar")["state_dict"]["blocks.1.attn.fidelity"]
+    assert (learned - 0.6).abs().max() > 1e-3
+    for arm in (run, run / "control"):  # as if it had been killed in its last step
+        (arm / "previous.pth.tar").rename(arm / "last.pth.tar")
+        (arm / "model.safetensors").unlink()
+    (run / "results.json").unlink()
+    resume("--resume", run)
+    assert_same_run(tmp_path / "whole", run)
+
+
+KILLED_WHILE_SAVING = """
+import resource, signal, sys
+from timm_neutreno_cli import adaptation
+from timm_neutreno_cli.main import adapt_main
+real = adaptation.save_pretrained
+def save(*args, **kwargs):
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    real(*args, **kwargs)
+adaptation.save_pretrained = save
+adapt_main()
+"""
+
+
+def test_killed_in_the_middle_of_model_safetensors(small, tmp_path):
+    """The kernel kills it after 20,000 bytes of the file; what is left in the folder is in nobody's way."""
+    run = tmp_path / "run"
+    argv = small_run.command(*small, "--output", run)
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, *argv[1:]], capture_output=True, timeout=240)
+    assert killed.returncode == -signal.SIGXFSZ, killed.stderr
+    assert any((run / "control" / ".saving").iterdir())
+    resume("--resume", run)
+    assert (run / "control" / "model.safetensors").exists()
+    assert not any(run.rglob(".saving"))
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
