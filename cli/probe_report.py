@@ -82,7 +82,7 @@ def told(result: ProbeResult) -> list[str]:
 
 def scores(result: ProbeResult) -> list[Section]:
     """A table for each probe."""
-    return [Section(words[0].upper() + words[1:], [SCORES], table=table) for words, table in tables(result).items()]
+    return [Section(f"Scores: {words}", [SCORES], table=table) for words, table in tables(result).items()]
 
 
 def tables(result: ProbeResult) -> dict[str, list[list[str]]]:

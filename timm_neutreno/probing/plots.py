@@ -5,6 +5,7 @@ matplotlib is imported where it is used, and pyplot never: no window, no global 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,11 @@ def plot_strengths(result: ProbeResult, path: str | Path, method: str) -> None:
             for verdict in result.verdicts:
                 chosen = result.rows[verdict.row]
                 if verdict.probe == probe and chosen in rows:
-                    panel.plot(shifted[rows.index(chosen)], chosen.scores[probe].test, **{**style, "markersize": 9})
+                    panel.plot(
+                        shifted[rows.index(chosen)],
+                        chosen.scores[probe].test,
+                        **{**style, "markersize": 9, "zorder": 3},
+                    )
         panels[-1].plot(shifted, [row.similarity for row in rows], label=label, **style)
     for panel, probe in zip(panels, PROBES, strict=False):
         panel.set_ylabel(f"{NAMES[probe]}\n{TASKS[result.task].UNIT} on test")
@@ -132,12 +137,12 @@ def plot_pca(photos: Sequence, columns: Mapping[str, Any], path: str | Path) -> 
     if not len(photos) or not columns:
         raise ValueError("nothing to plot: give at least one photo and one column.")
     height, width = photos[0].shape[:2]
-    figure = Figure(figsize=(2.2 * (1 + len(columns)), 2.2 * len(photos) * height / width + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.8 * (1 + len(columns)), 1.8 * len(photos) * height / width + 0.6), layout="constrained")
     axes = figure.subplots(len(photos), 1 + len(columns), squeeze=False)
     for row, line in enumerate(axes):
         for axis, (title, pictures) in zip(line, [("photo", photos), *columns.items()], strict=True):
             axis.imshow(np.asarray(pictures[row]), extent=(0, width, height, 0), interpolation="nearest")
             axis.set_axis_off()
             if row == 0:
-                axis.set_title(title, fontsize="small", wrap=True)
+                axis.set_title(textwrap.fill(title, 19), fontsize="small", verticalalignment="bottom")
     save_figure(figure, path)
