@@ -252,9 +252,11 @@ def run(
     workers: int, ignore_label: int | None, narrator: Narrator,
 ) -> tuple[list[Measured], tuple[int, int]]:  # fmt: skip
     """Measure every model as it is and under every setting; also the size of the images in pixels."""
-    from timm_neutreno.probing import REFERENCE, Splits, loaders, measure
+    from timm_neutreno.probing import REFERENCE, Splits, check_settings, loaders, measure
 
     measured, size = [], (0, 0)
+    for model in models.values():
+        check_settings(model, settings)
     for name, model in models.items():
         splits, size = loaders(folder, model, batch_size=batch_size, workers=workers, ignore_label=ignore_label)
         tracked = (Tracked(batches, name, narrator) for batches in (splits.train, splits.val, splits.test))

@@ -186,6 +186,16 @@ def test_unknown_settings(setting, message):
         measure(vit, setting, parts, OPTIONS)
 
 
+def test_a_wrong_setting_is_found_before_anything_is_measured():
+    lines: list[str] = []
+    with pytest.raises(ValueError, match="there is no block 7"):
+        probe(
+            model(), batches(60, 0), batches(45, 2), num_classes=CLASSES, options=OPTIONS, progress=lines.append,
+            settings=[Setting("neutreno", {"fidelity": 0.1}), Setting("neutreno", {"fidelity": 0.1}, (7,))],
+        )  # fmt: skip
+    assert not lines
+
+
 def test_a_grid_has_every_combination_but_the_one_that_is_the_model_itself():
     found = grid("featscale", {"featscale_low": (0, 0.1), "featscale_high": (0, 0.2)}, [-1])
     assert [dict(setting.strengths) for setting in found] == [

@@ -19,7 +19,7 @@ from .plots import methods, plot_blocks, plot_pca, plot_strengths
 from .probe import probe
 from .protocol import describe
 from .result import ProbeResult, Row, Score, Verdict
-from .settings import REFERENCE, Setting, grid, strength_names
+from .settings import REFERENCE, Setting, check_settings, grid, strength_names
 
 __all__ = [
     "REFERENCE",
@@ -36,6 +36,7 @@ __all__ = [
     "Splits",
     "Verdict",
     "check_image_size",
+    "check_settings",
     "compare",
     "describe",
     "grid",

@@ -13,7 +13,7 @@ from .errors import DataError
 from .measure import DEFAULTS, Options, Splits, measure
 from .protocol import describe
 from .result import ProbeResult
-from .settings import REFERENCE, Setting
+from .settings import REFERENCE, Setting, check_settings
 
 HELD_OUT = 5  # without val, every fifth train image
 
@@ -50,6 +50,7 @@ def probe(
         ValueError: If a setting is unknown.
     """
     splits = make_splits(train, test, val, num_classes)
+    check_settings(model, settings)
     measured = []
     for setting in (REFERENCE, *settings):
         if progress:

@@ -106,3 +106,10 @@ def applied(model: nn.Module, setting: Setting) -> Iterator[nn.Module]:
         yield model
     finally:
         unpatch(model)
+
+
+def check_settings(model: nn.Module, settings: Sequence[Setting]) -> None:
+    """Apply every setting once, so that a wrong one is found before hours of measuring. Errors as of `applied`."""
+    for setting in settings:
+        with applied(model, setting):
+            pass
