@@ -195,19 +195,19 @@ UNSUPPORTED = {
     "xcit_nano_12_p8_224": ("blocks.0", "timm.models.xcit.XCABlock", "attends over channels"),
     "crossvit_tiny_240": ("blocks.0", "timm.models.crossvit.MultiScaleBlock", "two token sequences"),
     "tnt_s_legacy_patch16_224": ("blocks.0", "timm.models.tnt.Block", "attention inside patches"),
-    "hiera_tiny_224": ("blocks.0", "timm.models.hiera.HieraBlock", "change shape between stages"),
-    "pit_ti_224": ("transformers.0.blocks.0", "timm.models.vision_transformer.Block", "change shape between stages"),
+    "hiera_tiny_224": ("blocks.0", "timm.models.hiera.HieraBlock", "change size between stages"),
+    "pit_ti_224": ("transformers.0.blocks.0", "timm.models.vision_transformer.Block", "change size between stages"),
     "convit_tiny": ("blocks.0", "timm.models.convit.Block", "gated positional attention"),
-    "swin_tiny_patch4_window7_224": ("layers.0.blocks.0", "SwinTransformerBlock", "windowed or pooled"),
-    "swinv2_cr_tiny_224": ("stages.0.blocks.0", "SwinTransformerV2CrBlock", "windowed or pooled"),
-    "levit_128s": ("stages.0.blocks.0", "timm.models.levit.LevitBlock", "change shape between stages"),
-    "mvitv2_tiny": ("stages.0.blocks.0", "MultiScaleBlock", "change shape between stages"),
-    "volo_d1_224": ("(the model)", "timm.models.volo.VOLO", "outlook attention"),
-    "twins_svt_small": ("blocks.0", "torch.nn.modules.container.ModuleList", "change shape between stages"),
-    "mobilevit_xxs": ("(the model)", "timm.models.byobnet.ByobNet", "convolution stages"),
-    "resnet18": ("(the model)", "timm.models.resnet.ResNet", "no self-attention over tokens"),
-    "convnext_atto": ("stages.0.blocks.0", "timm.models.convnext.ConvNeXtBlock", "no self-attention over tokens"),
-    "efficientnet_b0": ("blocks.0", "torch.nn.modules.container.Sequential", "no self-attention over tokens"),
+    "swin_tiny_patch4_window7_224": ("layers.0.blocks.0", "SwinTransformerBlock", "change size between stages"),
+    "swinv2_cr_tiny_224": ("stages.0.blocks.0", "SwinTransformerV2CrBlock", "change size between stages"),
+    "levit_128s": ("stages.0.blocks.0", "timm.models.levit.LevitBlock", "change size between stages"),
+    "mvitv2_tiny": ("stages.0.blocks.0", "MultiScaleBlock", "change size between stages"),
+    "volo_d1_224": ("(the model)", "timm.models.volo.VOLO", "change size between stages"),
+    "twins_svt_small": ("blocks.0", "torch.nn.modules.container.ModuleList", "change size between stages"),
+    "mobilevit_xxs": ("(the model)", "timm.models.byobnet.ByobNet", "change size between stages"),
+    "resnet18": ("(the model)", "timm.models.resnet.ResNet", "change size between stages"),
+    "convnext_atto": ("stages.0.blocks.0", "timm.models.convnext.ConvNeXtBlock", "change size between stages"),
+    "efficientnet_b0": ("blocks.0", "torch.nn.modules.container.Sequential", "change size between stages"),
     "mixer_s16_224": ("blocks.0", "timm.models.mlp_mixer.MixerBlock", "no self-attention over tokens"),
 }
 
@@ -233,8 +233,10 @@ def test_unsupported_architectures_are_refused_by_name_and_reason(name):
 
 
 def test_features_only_of_an_unsupported_model_keeps_the_reason():
-    assert "windowed or pooled" in refused(timm.create_model("swin_tiny_patch4_window7_224", features_only=True))
-    assert "no self-attention over tokens" in refused(timm.create_model("resnet18", features_only=True))
+    assert "change size between stages" in refused(
+        timm.create_model("swin_tiny_patch4_window7_224", features_only=True)
+    )
+    assert "change size between stages" in refused(timm.create_model("resnet18", features_only=True))
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.TransformerEncoderLayer(8, 2), nn.Sequential()], ids=repr)

@@ -27,16 +27,13 @@ MODULES = (
 
 ALIASES = {f"deit_{size}": f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
 
-# name in timm -> why it has no twin though its module has
-EXCLUDED: dict[str, str] = {}
-
 __all__ = ["supported_models"]
 default_cfgs: dict[str, DefaultCfg] = {}
 
 
 def supported_models() -> list[str]:
     """The timm model names, without tags, that have a `neutreno_*` twin."""
-    return [name for name in timm.list_models(module=list(MODULES)) if name not in EXCLUDED]
+    return timm.list_models(module=list(MODULES))
 
 
 def _default_cfg(base: str) -> DefaultCfg:

@@ -15,47 +15,16 @@ from .blocks import BLOCKS
 from .methods import METHODS, canonical, split
 from .projections import ATTENTIONS, AttentionSpec
 
-CHANGES_SHAPE = "never: values are windowed or pooled and change shape between stages: the first fit no later layer"
-NOT_TOKENS = "never: has no self-attention over tokens, so there are no values to stay close to"
-INSIDE_CONV = "never: its few attention layers sit in convolution stages, and their values change shape between stages"
+HIERARCHICAL = "never: its feature maps change size between stages, so that the first layer's values fit no later layer"
+NO_ATTENTION = "never: has no self-attention over tokens"
 
-# module of the model's class in timm -> why its models are refused, even where their blocks are of a known class
-REASONS = {
-    "timm.models.xcit": "never: attends over channels, so no token has a value of its own to stay close to",
+# module of the model's class in timm -> why its models are refused, where no rule says it
+FAMILIES = {
+    "timm.models.xcit": "never: attends over channels, so that there is no attention over tokens to act on",
     "timm.models.crossvit": "not yet: two token sequences of different width take turns",
     "timm.models.tnt": "not yet: attention inside patches and attention over patches take turns",
     "timm.models.convit": "not yet: gated positional attention mixes two attention maps in its first layers",
-    "timm.models.volo": "never: outlook attention makes its values per window in the first stage",
-    **dict.fromkeys(
-        (
-            f"timm.models.{name}"
-            for name in (
-                "coat", "davit", "edgenext", "efficientformer", "efficientformer_v2", "efficientvit_mit",
-                "efficientvit_msra", "fastvit", "focalnet", "gcvit", "hiera", "hieradet_sam2", "iformer", "levit",
-                "lowformer", "maxxvit", "metaformer", "mobilevit", "mvitv2", "nest", "nextvit", "pit", "pvt_v2",
-                "shvit", "swiftformer", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit",
-                "twins", "visformer",
-            )
-        ),
-        CHANGES_SHAPE,
-    ),
-    **dict.fromkeys(
-        (f"timm.models.{name}" for name in ("byobnet", "cpubone", "csatv2", "mobilenetv5")), INSIDE_CONV
-    ),
-    **dict.fromkeys(
-        (
-            f"timm.models.{name}"
-            for name in (
-                "convmixer", "convnext", "cspnet", "cspnext", "densenet", "dla", "dpn", "efficientnet", "efficientvim",
-                "fasternet", "ghostnet", "hgnet", "hrnet", "inception_next", "inception_resnet_v2", "inception_v3",
-                "inception_v4", "lcnetv2", "mambaout", "mlp_mixer", "mobilenetv3", "nasnet", "nfnet", "pnasnet",
-                "rdnet", "regnet", "repghost", "repvit", "resnest", "resnet", "resnetv2", "rexnet", "selecsls", "senet",
-                "sequencer", "starnet", "tresnet", "vgg", "vovnet", "xception", "xception_aligned",
-            )
-        ),
-        NOT_TOKENS,
-    ),
-}  # fmt: skip
+}
 
 
 class UnsupportedModelError(ValueError):
@@ -131,10 +100,20 @@ def check_support(model: nn.Module, method: str = "neutreno") -> list[LayerSuppo
 def _family_around(vit: nn.Module, model: nn.Module) -> str:
     """Why the timm family that `vit` is a part of is refused: PiT's stages are made of plain ViT blocks."""
     for module in model.modules():
-        reason = REASONS.get(type(module).__module__)
+        reason = _family(module)
         if reason and any(inner is vit for inner in module.modules()):
             return reason
     return ""
+
+
+def _family(module: nn.Module) -> str:
+    """Why a model of timm is refused as a whole; "" if it is none, or not."""
+    if reason := FAMILIES.get(type(module).__module__):
+        return reason
+    info = getattr(module, "feature_info", None)  # a list of dicts, or timm's FeatureInfo around one
+    stages = getattr(info, "info", info)
+    sizes = {stage.get("reduction") for stage in stages} if isinstance(stages, list) else set()
+    return HIERARCHICAL if len(sizes) > 1 else ""
 
 
 def _check_block(
@@ -165,12 +144,12 @@ def _reason(vit: nn.Module, layer: nn.Module | None = None) -> str:
     """The family's reason, or what is unknown about the layer."""
     if layer is None:
         inside_timm = type(vit).__module__.startswith("timm.")  # a model of timm, or its wrapper around one
-        families = [REASONS[m] for m in (type(m).__module__ for m in vit.modules()) if m in REASONS]
-        return families[0] if inside_timm and families else "not yet: has no `blocks` of a known class"
+        families = [reason for module in vit.modules() if inside_timm and (reason := _family(module))]
+        return families[0] if families else "not yet: has no `blocks` of a known class"
     known = [c for c in (*ATTENTIONS, *BLOCKS) if isinstance(layer, c)]
     if known:
         return f"not yet: a subclass of {known[0].__name__} may compute something else; only the exact class is known"
-    return NOT_TOKENS if _has_no_attention(vit) else "not yet: how its values are made is not known"
+    return NO_ATTENTION if _has_no_attention(vit) else "not yet: how its values are made is not known"
 
 
 def _has_no_attention(vit: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from hosts import build, images
+from hosts import build, images, learned, spread
 from timm.layers import set_reentrant_ckpt
 
 import timm_neutreno
@@ -26,8 +26,11 @@ import timm_neutreno
 BATCHES = [images(4, seed=1).double(), images(4, seed=2).double()]
 
 
-def make(key, checkpointing=False, learnable=None):
-    model = timm_neutreno.patch(build(key, depth=3).double(), fidelity=0.6, learnable_fidelity=learnable).train()
+def make(key, checkpointing=False, learnable=None, method="neutreno"):
+    options = dict(fidelity=0.6, learnable_fidelity=learnable) if method == "neutreno" else learned(method)
+    model = timm_neutreno.patch(build(key, depth=3).double(), method, **options).train()
+    if method != "neutreno":
+        spread(model)
     model.set_grad_checkpointing(checkpointing)
     return model
 
@@ -41,8 +44,8 @@ def backward(model, share, forwards):
     sum(loss(model, share(batch)) for batch in BATCHES[:forwards]).backward()
 
 
-def reference(key, forwards, learnable):
-    model = make(key, learnable=learnable)
+def reference(key, forwards, learnable, method):
+    model = make(key, learnable=learnable, method=method)
     backward(model, lambda batch: batch, forwards)
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -59,10 +62,10 @@ def own_half(batch):
     return batch.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def run_ddp(key="vit", checkpointing=False, learnable=None, forwards=1, reentrant=False, **ddp):
+def run_ddp(key="vit", checkpointing=False, learnable=None, method="neutreno", forwards=1, reentrant=False, **ddp):
     set_reentrant_ckpt(reentrant)
     try:
-        model = DistributedDataParallel(make(key, checkpointing, learnable), **ddp)
+        model = DistributedDataParallel(make(key, checkpointing, learnable, method), **ddp)
         for _ in range(2):  # a static graph is learnt in the first step and used from the second on
             model.zero_grad()
             backward(model, own_half, forwards)
@@ -71,8 +74,8 @@ def run_ddp(key="vit", checkpointing=False, learnable=None, forwards=1, reentran
     return {name: p.grad for name, p in model.module.named_parameters() if p.grad is not None}
 
 
-def run_fsdp(key="vit", checkpointing=False, learnable=None, forwards=1, shard_attention=False):
-    model, mesh = make(key, checkpointing, learnable), init_device_mesh("cpu", (dist.get_world_size(),))
+def run_fsdp(key="vit", checkpointing=False, learnable=None, method="neutreno", forwards=1, shard_attention=False):
+    model, mesh = make(key, checkpointing, learnable, method), init_device_mesh("cpu", (dist.get_world_size(),))
     for block in model.blocks:
         if shard_attention:
             fully_shard(block.attn, mesh=mesh)
@@ -114,11 +117,18 @@ CONFIGURATIONS = {
     "fsdp_inline_learnable_head": (run_fsdp, dict(key="parallel_scaling", learnable="head", checkpointing=True)),
     "fsdp_windows_learnable_layer": (run_fsdp, dict(key="sam", learnable="layer", shard_attention=True)),
 }
+METHODS = ("value_residual", "gfsa", "symmetric", "neutreno+featscale", "gfsa+neutreno")
+CONFIGURATIONS |= {f"ddp_checkpoint_{method}": (run_ddp, dict(method=method, checkpointing=True)) for method in METHODS}
+CONFIGURATIONS |= {
+    f"fsdp_attention_checkpoint_{method}": (run_fsdp, dict(method=method, shard_attention=True, checkpointing=True))
+    for method in METHODS
+}
 
 
 def measure(name):
     run, kwargs = CONFIGURATIONS[name]
-    want = reference(kwargs.get("key", "vit"), kwargs.get("forwards", 1), kwargs.get("learnable"))
+    learnable, method = kwargs.get("learnable"), kwargs.get("method", "neutreno")
+    want = reference(kwargs.get("key", "vit"), kwargs.get("forwards", 1), learnable, method)
     return {"error": relative_error(run(**kwargs), want)}
 
 

@@ -6,19 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
+from integration.distributed_worker import CONFIGURATIONS
 
-DDP = [
-    "ddp", "ddp_two_forwards", "ddp_static", "ddp_find_unused", "ddp_learnable", "ddp_checkpoint",
-    "ddp_checkpoint_find_unused", "ddp_checkpoint_static", "ddp_reentrant_static", "ddp_branches_checkpoint",
-    "ddp_rope_checkpoint",
-]  # fmt: skip
-FSDP = [
-    "fsdp_block", "fsdp_attention", "fsdp_checkpoint", "fsdp_checkpoint_two_forwards",
-    "fsdp_attention_checkpoint_two_forwards", "fsdp_learnable_layer", "fsdp_learnable_head_checkpoint",
-    "fsdp_attention_learnable_head", "fsdp_attention_learnable_layer_checkpoint", "fsdp_inline_learnable_head",
-    "fsdp_windows_learnable_layer",
-]  # fmt: skip
+WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
 def test_gradients_equal_one_process(tmp_path):
@@ -29,6 +19,6 @@ def test_gradients_equal_one_process(tmp_path):
     run = subprocess.run([*torchrun, str(WORKER), str(path)], capture_output=True, text=True, timeout=300, env=env)
     assert run.returncode == 0, run.stderr[-4000:]
     results = json.loads(path.read_text())
-    assert set(results) == {*DDP, *FSDP}
+    assert set(results) == set(CONFIGURATIONS)
     wrong = {name: result for name, result in results.items() if not result.get("error", 1.0) < 1e-10}
     assert not wrong, "\n".join(f"{name}: {r.get('exception', r)}" for name, r in wrong.items())

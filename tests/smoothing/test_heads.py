@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 
+import hosts
 import pytest
 import timm
 import torch
 from hosts import HOSTS, build, images
+from reference import explicit_map
 from torch import Tensor
 
 import timm_neutreno
@@ -211,3 +213,19 @@ def test_unknown_attention_and_single_heads_are_said():
         measure(timm.create_model("convit_tiny"), [images(1, 224)], ["functional_softmax"])
     with pytest.raises(ValueError, match="at least two heads"):
         measure(build("vit", num_heads=1), [images()], ["head_similarity"])
+
+
+@pytest.mark.parametrize("spec", [*hosts.SINGLE, *hosts.COMPOSED])
+def test_maps_of_a_patched_model_are_those_that_its_methods_make(spec):
+    """symmetric and kernel change the scores, attnscale, gfsa, twicing and laplacian the map; the rest leaves it."""
+    model = hosts.patched("vit", spec)
+    attn, tokens = model.blocks[0].attn, model.blocks[0].norm1(model._pos_embed(model.patch_embed(images())))
+    q, k, _ = attn.qkv(tokens).double().reshape(2, 17, 3, 3, 16).permute(2, 0, 3, 1, 4)
+    strengths = {
+        name.rpartition(".")[2]: w for name, w in timm_neutreno.strengths(model).items() if "blocks.0." in name
+    }
+    w = {name: v.detach().double().view(-1, 1, 1) if isinstance(v, Tensor) else v for name, v in strengths.items()}
+    expected = explicit_map(tuple(spec.split("+")), w, q, k, 0.25, None)
+    assert torch.allclose(attention_maps(model, images())[0].double(), expected, atol=1e-6)
+    measured = measure(model, [images()], HEADS)
+    assert all(len(values) >= 3 for values in measured.values.values())
