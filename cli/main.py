@@ -12,6 +12,7 @@ from .commands.adapt import adapt, show_version
 from .commands.analyze import analyze
 from .commands.evaluate import evaluate
 from .commands.models import models
+from .commands.probe import probe
 from .commands.push import push
 from .errors import CliError, one_line
 from .runtime import processes
@@ -31,6 +32,7 @@ app.command()(adapt)
 app.command()(evaluate)
 app.command()(analyze)
 app.command()(models)
+app.command()(probe)
 app.command()(push)
 
 adapt_app = typer.Typer(pretty_exceptions_enable=False, context_settings=SETTINGS)

@@ -17,10 +17,10 @@ from .support import LayerSupport, UnsupportedModelError, check_support
 from .surgery import is_patched, patch, set_fidelity, set_strengths, strengths, unpatch
 
 if TYPE_CHECKING:
-    from . import hub, smoothing
+    from . import hub, probing, smoothing
     from .eigen import fold, reparametrize
 
-LAZY_MODULES = ("hub", "smoothing")
+LAZY_MODULES = ("hub", "probing", "smoothing")
 LAZY_NAMES = {"reparametrize": "eigen", "fold": "eigen"}
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "hub",
     "is_patched",
     "patch",
+    "probing",
     "reparametrize",
     "set_fidelity",
     "set_strengths",
