@@ -12,9 +12,10 @@ from hub_double import FINE, READ, WRITE, Hub, Repository
 START = """
 import sys, json, timm, torch, timm_neutreno
 from pathlib import Path
-from timm_neutreno import hub, hub_client
-hub_client.prepare.__defaults__, hub_client.upload.__defaults__ = ((0.0, 0.0),), ((0.0, 0.0),)
-hub_client.LONGEST = 0.0
+from timm_neutreno import hub
+from timm_neutreno.hub import client
+client.prepare.__defaults__, client.upload.__defaults__ = ((0.0, 0.0),), ((0.0, 0.0),)
+client.LONGEST = 0.0
 SMALL = dict(img_size=16, patch_size=8, embed_dim=24, depth=3, num_heads=2, num_classes=3)
 torch.manual_seed(0)
 x = torch.linspace(-2, 2, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)

@@ -6,10 +6,8 @@ import json
 import shlex
 from pathlib import Path
 
-from timm_neutreno import hub_client
-from timm_neutreno.hub import push_folder
-from timm_neutreno.hub_client import Target
-from timm_neutreno.hub_errors import PushError
+from timm_neutreno.hub import PushError, client, push_folder
+from timm_neutreno.hub.client import Target
 
 from ..config import Config
 from ..errors import CheckpointError, HubError, UsageError, one_line
@@ -67,7 +65,7 @@ def check_model(directory: Path) -> None:
 def check_target(target: Target) -> None:
     """What can be refused without asking the Hub."""
     try:
-        hub_client.check_target(target)
+        client.check_target(target)
     except ValueError as error:
         raise UsageError(one_line(error)) from error
 
@@ -79,7 +77,7 @@ def prepare(target: Target, architecture: str) -> None:
         HubError: If a push after the run could not succeed.
     """
     try:
-        hub_client.prepare(target, architecture)
+        client.prepare(target, architecture)
     except PushError as error:
         raise HubError(
             f"{one_line(error)} Nothing was trained; without --push-to-hub the Hub is not needed."

@@ -8,7 +8,7 @@ import re
 import pytest
 from figures import STRENGTHS, evaluation, result
 
-from timm_neutreno import card
+from timm_neutreno.hub import card
 
 
 def texts(adapted: float, control: float | None, similarity: float = 0.3) -> dict[str, str]:

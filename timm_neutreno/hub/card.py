@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from .methods import METHODS, STRENGTHS, split
+from ..methods import METHODS, STRENGTHS, split
 
 BIBTEX = """@inproceedings{nguyen2023mitigating,
   title={Mitigating Over-smoothing in Transformers via Regularized Nonlocal Functionals},

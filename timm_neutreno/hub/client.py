@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 
-from .hub_errors import PushError, asked_wait, explain, may_pass
+from .errors import PushError, asked_wait, explain, may_pass
 
 QUICK = (1.0, 2.0)  # seconds between tries before a run: a wrong setting must show at once
 PATIENT = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # after a run, whose result is worth waiting for
