@@ -140,7 +140,7 @@ def efficiency(model: nn.Module, images: Tensor, *, fidelity: float = 0.6, pairs
     Args:
         model: A timm ViT that is not patched.
         images: A batch, (B, 3, height, width).
-        fidelity: Of the twin.
+        fidelity: The twin's constant fidelity.
         pairs: Timed pairs; at least 2.
 
     Raises:
