@@ -48,6 +48,46 @@ def run(hub, tmp_path):
     return start
 
 
+METHODS = """
+SPECS = ["neutreno", "gfsa", "attnscale", "featscale", "twicing", "xsa", "value_residual", "neutreno+featscale",
+         "gfsa+neutreno", "neutreno+symmetric", "value_residual+kernel", "laplacian+neutreno"]
+LEARNED = {"fidelity": "head", "gfsa": "head", "attnscale": "layer", "twicing": "layer", "xsa": "head",
+           "value_residual": "layer", "featscale_low": "channel", "featscale_high": "channel"}
+torch.set_grad_enabled(False)  # a mask with gradient sends SDPA another way
+"""
+
+
+def test_every_method_travels_through_the_hub(hub, run):
+    """One process pushes them all, with learned strengths that are not zero; a new one with an empty cache loads."""
+    run(
+        METHODS
+        + """
+from timm_neutreno.methods import METHODS
+for i, spec in enumerate(SPECS):
+    names = [strength for name in spec.split("+") for strength in METHODS[name].strengths if strength in LEARNED]
+    options = {f"learnable_{name}": LEARNED[name] for name in names}
+    m = timm.create_model("neutreno_vit_tiny_patch16_224", method=spec, **options, **SMALL).eval()
+    for key, value in timm_neutreno.strengths(m).items():
+        if isinstance(value, torch.nn.Parameter):
+            value.copy_(torch.linspace(0.1, 0.4, value.numel()) + 0.01 * len(key))
+    hub.push_to_hub(m, f"method{i}")
+    torch.save((m(x), repr(m)), f"method{i}.pt")
+"""
+    )
+    load = """
+for i, spec in enumerate(SPECS):
+    expected, shown = torch.load(f"method{i}.pt")
+    m = fresh(f"hf-hub:alice/method{i}")
+    assert torch.equal(m(x), expected), spec
+    assert repr(m) == shown, spec
+print(len(SPECS))
+"""
+    assert run(METHODS + load, home="empty", token=None) == "12"
+    card = hub.repositories["alice/method7"].revisions["main"]["README.md"].decode()
+    assert "- `featscale`: y + low mean + high (y - mean)" in card
+    assert "- fidelity: learned per head, started at 0.6; the values are in the weights" in card
+
+
 def test_push_twice_and_load_in_a_new_process(hub, run):
     labels = "label_names=list('abc'), label_descriptions={'a': 'one'}"
     push = f"m = model(); print(hub.push_to_hub(m, 'tiny', {labels})); torch.save(m(x), 'logits.pt')"

@@ -9,6 +9,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from .methods import METHODS, STRENGTHS, split
+
 BIBTEX = """@inproceedings{nguyen2023mitigating,
   title={Mitigating Over-smoothing in Transformers via Regularized Nonlocal Functionals},
   author={Nguyen, Tam and Nguyen, Tan M. and Baraniuk, Richard G.},
@@ -162,17 +164,16 @@ pins one."""
 
 def _model(config: dict[str, Any], results: dict[str, Any] | None, license: str | None) -> str:
     arguments = config.get("model_args", {})
-    fidelity = f"{arguments.get('fidelity')}"
-    if learnable := arguments.get("learnable_fidelity"):
-        fidelity = f"learned per {learnable}, started at {fidelity}; the values are in the weights"
+    names = split(arguments.get("method", "neutreno"))
     lines = [
         "## Model",
         "",
-        "A Vision Transformer with NeuTRENO attention ([paper](https://arxiv.org/abs/2312.00751)): every layer pulls "
-        "its tokens back to their values in the first one, against over-smoothing.",
+        "A Vision Transformer with other attention than softmax alone. With Y = A v, A = softmax(q k^T / sqrt(d)):",
         "",
+        *(f"- `{name}`: {str(METHODS[name].apply.__doc__).splitlines()[0]}" for name in names),
+        *(f"- {strength}: {_strength(arguments, strength)}" for name in names for strength in METHODS[name].strengths),
+        *([f"- Acting in blocks: {arguments['layers']}"] if arguments.get("layers") else []),
         f"- Architecture: `{config['architecture']}`",
-        f"- Fidelity: {fidelity}",
         f"- Input: {' x '.join(map(str, config['pretrained_cfg'].get('input_size', ())))}",
         f"- Classes: {config['num_classes']}",
     ]
@@ -185,6 +186,13 @@ def _model(config: dict[str, Any], results: dict[str, Any] | None, license: str 
         f"- Licence: {license}, the base model's" if license else "- Licence: the base model's, not known here"
     )
     return "\n".join(lines)
+
+
+def _strength(arguments: dict[str, Any], name: str) -> str:
+    learnable = arguments.get(f"learnable_{name}")
+    if learnable:
+        return f"learned per {learnable}, started at {arguments[name]}; the values are in the weights"
+    return f"{arguments.get(name, METHODS[STRENGTHS[name]].strengths[name])}"
 
 
 def _results(results: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """Every method, beside its equation: what happens around softmax attention against over-smoothing, or for it.
 
 A method is a function from attention to attention. `attend(p)` gives u = A v for every head, with
-A = softmax(scale q k^T + bias). A method calls it, as often as it needs and with whatever q, k, v it needs, and gives
-the u of its own formula. Methods nest: the `attend` that one gets may be another's. A strength of 0 gives back plain
-attention, bit for bit.
+A = softmax(scale q k^T + bias), as a new tensor. A method calls it, as often as it needs and with whatever q, k, v it
+needs, and gives the u of its own formula. Methods nest: the `attend` that one gets may be another's. A strength of 0
+gives back plain attention, bit for bit.
 
 Y stands for attend(p), A Y for attend(p with v = Y). Dropout of A is drawn anew in each call of `attend`, so what calls
 it twice equals its paper at attention dropout 0.
@@ -45,6 +45,14 @@ def add_scaled(x: Tensor, w: Strength, delta: Tensor) -> Tensor:
     if isinstance(w, int | float):
         return torch.add(x, delta, alpha=w)
     return torch.addcmul(x, w.to(x.dtype), delta)
+
+
+def add_scaled_(u: Tensor, w: Strength, delta: Tensor) -> Tensor:
+    """add_scaled on what attend gave, to the same bits; in place where nothing is recorded: 1 % of inference."""
+    recorded = torch.is_grad_enabled() or torch.jit.is_tracing() or not isinstance(u, Tensor)  # no tensor: torch.fx
+    if recorded or not isinstance(w, int | float):
+        return add_scaled(u, w, delta)
+    return u.add_(delta, alpha=w)
 
 
 def mean_over_tokens(x: Tensor, p: Projected) -> Tensor:
@@ -135,7 +143,7 @@ def neutreno(attend: Attend, p: Projected, fidelity: Strength, v0: Tensor) -> Te
     NeurIPS 2023, https://arxiv.org/abs/2312.00751. The authors' code fixes fidelity = 0.6 for images and 0.4 for text,
     does not detach v0, and adds the term after attention dropout and before the heads are merged.
     """
-    return add_scaled(attend(p), fidelity, v0 - p.v)
+    return add_scaled_(attend(p), fidelity, v0 - p.v)
 
 
 def value_residual(attend: Attend, p: Projected, value_residual: Strength, v0: Tensor) -> Tensor:
