@@ -38,14 +38,12 @@ FRAMES = 10  # neighbouring frames of a video that are drawn together in the sec
 TRAIN, VAL, EPOCHS = 1000, 1000, 3  # of CIFAR-10: ten minutes of one free core with AMX, much longer on a busy one
 LAST = (-4, -3, -2, -1)
 FIDELITIES = (0.02, 0.05, 0.1, 0.2, 0.6)
-OTHERS = {  # one small dose each, fixed beforehand; kernel and symmetric have no strength
+OTHERS = {  # one small dose each, fixed beforehand
     "gfsa": {"gfsa": (0.1,)},
     "attnscale": {"attnscale": (0.1,)},
     "twicing": {"twicing": (0.1,)},
     "value_residual": {"value_residual": (0.1,)},
     "featscale": {"featscale_high": (0.1,)},
-    "xsa": {"xsa": (0.1,)},
-    "laplacian": {"laplacian": (1 / 6,)},  # one head of six
 }
 
 
