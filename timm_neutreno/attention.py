@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .methods import METHODS, Attend
+from .methods import METHODS, NUMBER, Attend
 from .projections import ATTENTIONS, AttentionSpec
 
 SHOWN = 32  # learned numbers of a layer that print(model) lists; of more it shows the range
@@ -97,16 +97,14 @@ def nest(module: Any, attend: Attend, acting_on: tuple[str, ...], v0: Tensor | N
     for name in getattr(module, "methods", ()):
         row = METHODS[name]
         if row.acts_on in acting_on:
-            strengths: dict[str, Any] = {strength: by_head(getattr(module, strength)) for strength in row.strengths}
+            strengths: dict[str, Any] = {}
+            for strength in row.strengths:  # no comprehension: this runs in every layer of every pass
+                w = getattr(module, strength)
+                strengths[strength] = w if isinstance(w, NUMBER) else w.view(-1, 1, 1)  # (1 or H, 1, 1)
             if row.needs_v0:
                 strengths["v0"] = v0
             attend = partial(row.apply, attend, **strengths)
     return attend
-
-
-def by_head(strength: float | Tensor) -> float | Tensor:
-    """A strength that broadcasts against (B, H, N, D): a tensor of one number or one per head as (1 or H, 1, 1)."""
-    return strength if isinstance(strength, int | float) else strength.view(-1, 1, 1)
 
 
 class PatchedAttention:

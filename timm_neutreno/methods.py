@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Strength = float | Tensor  # a tensor broadcasts against what it scales
+NUMBER = (int, float)  # to ask for with isinstance: torch.fx has neither numbers nor tensors for what it traces
 
 
 class Projected(NamedTuple):
@@ -42,7 +43,7 @@ Attend = Callable[[Projected], Tensor]
 
 def add_scaled(x: Tensor, w: Strength, delta: Tensor) -> Tensor:
     """x + w * delta in one pass over memory; exactly x where w is 0. A tensor w takes the dtype of x, for autocast."""
-    if isinstance(w, int | float):
+    if isinstance(w, NUMBER):
         return torch.add(x, delta, alpha=w)
     return torch.addcmul(x, w.to(x.dtype), delta)
 
@@ -50,7 +51,7 @@ def add_scaled(x: Tensor, w: Strength, delta: Tensor) -> Tensor:
 def add_scaled_(u: Tensor, w: Strength, delta: Tensor) -> Tensor:
     """add_scaled on what attend gave, to the same bits; in place where nothing is recorded: 1 % of inference."""
     recorded = torch.is_grad_enabled() or torch.jit.is_tracing() or not isinstance(u, Tensor)  # no tensor: torch.fx
-    if recorded or not isinstance(w, int | float):
+    if recorded or not isinstance(w, NUMBER):
         return add_scaled(u, w, delta)
     return u.add_(delta, alpha=w)
 

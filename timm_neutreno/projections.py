@@ -215,7 +215,7 @@ def _weights(q: Tensor, k: Tensor, p: Projected, scale: float) -> Tensor:
 
 def _sdpa(module, q: Tensor, k: Tensor, p: Projected) -> Tensor:
     dropout = module.attn_drop.p if module.training else 0.0
-    mask, is_causal = merged_mask(p)
+    mask, is_causal = (p.mask, p.is_causal) if p.bias is None else merged_mask(p)
     return F.scaled_dot_product_attention(
         q, k, p.v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=p.scale
     )

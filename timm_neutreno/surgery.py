@@ -57,16 +57,14 @@ class NeutrenoBlock:
         return self._run(v0, x, *args, **kwargs)
 
     def _run(self, v0: tuple[Tensor, ...], x: Tensor, *args, **kwargs):
+        spec = BLOCKS[self.timm_class]
         if self.takes_v0:
-            return self._run_with([Carry(value) for value in v0], x, *args, **kwargs)
+            return spec.run(self, self.timm_class, list(map(Carry, v0)), x, *args, **kwargs)
         if not self.is_first:
             return self.timm_class.forward(self, x, *args, **kwargs)
-        carries = [Carry(checkpoint=self.first_values.checkpoint) for _ in BLOCKS[self.timm_class].attentions(self)]
-        y = self._run_with(carries, x, *args, **kwargs)
+        carries = [Carry(checkpoint=self.first_values.checkpoint) for _ in spec.attentions(self)]
+        y = spec.run(self, self.timm_class, carries, x, *args, **kwargs)
         return (y, *(carry.v for carry in carries))
-
-    def _run_with(self, carries: Sequence[Carry], x: Tensor, *args, **kwargs) -> Tensor:
-        return BLOCKS[self.timm_class].run(self, self.timm_class, carries, x, *args, **kwargs)
 
     def __prepare_scriptable__(self):
         raise RuntimeError(
