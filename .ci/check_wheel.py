@@ -7,6 +7,7 @@ from email import message_from_bytes
 NEEDED = (
     "timm_neutreno/__init__.py",
     "timm_neutreno/py.typed",
+    "timm_neutreno/probing/__init__.py",
     "timm_neutreno/smoothing/__init__.py",
     "timm_neutreno/demo/config.json",
     "timm_neutreno/demo/model.safetensors",
