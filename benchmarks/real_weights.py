@@ -38,7 +38,7 @@ FRAMES = 10  # neighbouring frames of a video that are drawn together in the sec
 TRAIN, VAL, EPOCHS = 1000, 1000, 3  # of CIFAR-10: ten minutes of one free core with AMX, much longer on a busy one
 LAST = (-4, -3, -2, -1)
 FIDELITIES = (0.02, 0.05, 0.1, 0.2, 0.6)
-OTHERS = {  # one small dose each, fixed beforehand
+OTHERS = {  # the same small dose for all; the rest of METHODS was not measured
     "gfsa": {"gfsa": (0.1,)},
     "attnscale": {"attnscale": (0.1,)},
     "twicing": {"twicing": (0.1,)},
