@@ -216,6 +216,23 @@ def test_every_method_compiles_whole_with_checkpointing(spec):
     assert close(gradients(torch.compile(model, backend="aot_eager", fullgraph=True), model), expected)
 
 
+@pytest.mark.parametrize("spec", ["value_residual", "neutreno+featscale", "gfsa+neutreno"])
+def test_methods_with_v0_take_a_dynamic_batch_and_do_not_compile_more_with_depth(spec):
+    model, counts = patched("vit", spec), []
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch in (2, 5, 3):
+        assert torch.allclose(compiled(images(batch)), model(images(batch)), atol=1e-5)
+    for depth in (4, 8):
+        torch._dynamo.reset()
+        deep, counter = patched("vit", spec, depth=depth), CompileCounterWithBackend("aot_eager")
+        for block in deep.blocks:
+            block.compile(backend=counter)
+        with torch.no_grad():
+            deep(X), deep(X)
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] <= 4
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_method_is_exported_and_traced(spec):
     model = patched("vit", spec)

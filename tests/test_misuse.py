@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-from hosts import HOSTS, build, images
+from hosts import HOSTS, NEED_V0, build, images, patched
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -70,6 +70,15 @@ def test_attention_alone():
         with pytest.raises(RuntimeError, match=r"NeutrenoAttention was called on its own.*or unpatch\(\) the model"):
             model.blocks[layer].attn(TOKENS)
     assert timm_neutreno.unpatch(model).blocks[2].attn(TOKENS).shape == TOKENS.shape
+
+
+@pytest.mark.parametrize("spec", [spec for spec in NEED_V0 if spec != "neutreno"])
+def test_later_block_or_attention_alone_with_every_method_that_needs_v0(spec):
+    model = patched("vit", spec)
+    with pytest.raises(RuntimeError, match="block 2 was called without the first block"):
+        model.blocks[2](TOKENS)
+    with pytest.raises(RuntimeError, match="was called on its own"):
+        model.blocks[2].attn(TOKENS)
 
 
 @pytest.mark.parametrize("again", [1, 2])

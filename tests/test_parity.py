@@ -275,6 +275,18 @@ def test_methods_keep_masks_and_causality_or_refuse_them():
             assert relative(model.forward_features(X.double(), is_causal=True), expected) < 1e-12
 
 
+@pytest.mark.parametrize("spec", ["value_residual", "neutreno+featscale", "gfsa+neutreno"])
+def test_methods_with_v0_under_patch_dropout_and_other_image_sizes(spec):
+    options = dict(patch_drop_rate=0.5, dynamic_img_size=True)
+    plain, model = build("vit", **options).double().train(), patched("vit", spec, **options).double().train()
+    for x in (X.double(), images(3, 48).double()):
+        torch.manual_seed(0)
+        with method_oracle(plain, spec, strengths_by_layer(model)):
+            expected = plain(x)
+        torch.manual_seed(0)
+        assert relative(model(x), expected) < 1e-12
+
+
 def test_one_meaning_in_any_order():
     one = patched("vit", "neutreno+featscale")
     other = timm_neutreno.patch(build("vit"), "featscale + neutreno", **learned("neutreno+featscale"))
