@@ -14,7 +14,7 @@ from .commands.evaluate import evaluate
 from .commands.models import models
 from .commands.probe import probe
 from .commands.push import push
-from .errors import CliError, one_line
+from .errors import DEAD_WORKER, CliError, one_line
 from .runtime import processes
 
 Version = Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")]
@@ -73,6 +73,9 @@ def where() -> str:
 
 def leave(code: int) -> NoReturn:
     """Exit; in a run of several processes at once, since a clean end would wait for the others."""
+    said, other = DEAD_WORKER, sys.unraisablehook
+    # torch raises it by a signal for every dead worker, also while the loaders are taken down: one line has said it
+    sys.unraisablehook = lambda caught: None if str(caught.exc_value).startswith(said) else other(caught)
     if processes.in_worker():
         sys.stdout.flush()
         sys.stderr.flush()

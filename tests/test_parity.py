@@ -287,6 +287,16 @@ def test_methods_with_v0_under_patch_dropout_and_other_image_sizes(spec):
         assert relative(model(x), expected) < 1e-12
 
 
+def test_without_gradients_the_term_is_added_in_place_to_the_same_bits():
+    for key in ("vit", "vit_norms", "parallel_things", "eva02", "cait"):
+        model = timm_neutreno.patch(build(key), fidelity=0.4)
+        expected = model(X)
+        assert expected.requires_grad
+        with torch.no_grad():
+            assert torch.equal(model(X), expected)
+            assert torch.equal(model(X), expected)
+
+
 def test_one_meaning_in_any_order():
     one = patched("vit", "neutreno+featscale")
     other = timm_neutreno.patch(build("vit"), "featscale + neutreno", **learned("neutreno+featscale"))

@@ -54,7 +54,11 @@ class StopSignal:
 
 
 def init_loader_worker(index: int) -> None:
-    """Ctrl-C reaches every process of the terminal: the main one decides when a loader worker ends."""
+    """Ctrl-C reaches every process of the terminal: the main one decides when a loader worker ends.
+
+    By SIGTERM, for which the worker has torch's own handler: with another one torch would take its end for a death.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in SIGNALS[1:]:
-        signal.signal(number, signal.SIG_DFL)
+    for number in SIGNALS:
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
