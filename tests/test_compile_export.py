@@ -190,8 +190,10 @@ def assert_fx_equal(model):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_script_is_refused_with_a_sentence(wrapped):
-    model = torch.nn.Sequential(make()) if wrapped else make()
+@pytest.mark.parametrize("method", ["neutreno", "gfsa", "symmetric"])
+def test_script_is_refused_with_a_sentence(method, wrapped):
+    patched_model = timm_neutreno.patch(build("vit"), method)
+    model = torch.nn.Sequential(patched_model) if wrapped else patched_model
     with pytest.raises(RuntimeError, match=r"torch.jit.script cannot compile a NeuTRENO model.*torch.export"):
         torch.jit.script(model)
 
@@ -270,6 +272,9 @@ def test_constant_strengths_held_in_tensors_rise_without_compiling_again():
             timm_neutreno.set_strengths(model, fidelity=0.2 * step, gfsa=0.1 * step)
             assert torch.allclose(compiled(X), model(X), atol=1e-5)
     assert counter.frame_count == 1
+    shares = timm_neutreno.patch(build("vit"), "laplacian")
+    timm_neutreno.set_strengths(shares, as_tensors=True)
+    assert set(map(type, timm_neutreno.strengths(shares).values())) == {float}  # a share of heads cuts, by a number
     timm_neutreno.set_strengths(model, as_tensors=False)
     assert set(map(type, timm_neutreno.strengths(model).values())) == {float}
     assert torch.allclose(model(X), compiled(X), atol=1e-5)

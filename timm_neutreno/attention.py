@@ -128,6 +128,12 @@ class PatchedAttention:
             )
         return run_attention(self, ATTENTIONS[self.timm_class], carry, x, *args, **kwargs)
 
+    def __prepare_scriptable__(self):
+        raise RuntimeError(
+            "torch.jit.script cannot compile a NeuTRENO model: its blocks take variable arguments. Use torch.export, "
+            "torch.compile or torch.jit.trace, which work, or unpatch() the model first."
+        )
+
     def extra_repr(self) -> str:
         return ", ".join(filter(None, (super().extra_repr(), describe(self))))  # type: ignore[misc]
 

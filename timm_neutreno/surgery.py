@@ -66,12 +66,6 @@ class NeutrenoBlock:
         y = spec.run(self, self.timm_class, carries, x, *args, **kwargs)
         return (y, *(carry.v for carry in carries))
 
-    def __prepare_scriptable__(self):
-        raise RuntimeError(
-            "torch.jit.script cannot compile a NeuTRENO model: its blocks take variable arguments. Use torch.export, "
-            "torch.compile or torch.jit.trace, which work, or unpatch() the model first."
-        )
-
 
 class NeutrenoInlineBlock(NeutrenoBlock, PatchedAttention):
     """A block whose attention is inline, so that it holds the methods itself."""
@@ -339,6 +333,7 @@ def _set(attn: Any, strength: str, number: float | None, as_tensors: bool | None
                 old.fill_(number)
         return
     new = float(old) if number is None else number
+    as_tensors = as_tensors and bool(METHODS[STRENGTHS[strength]].learnable)  # a share of heads is a number
     weight = next(p for p in attn.parameters() if p.is_floating_point())
     setattr(attn, strength, torch.full((1,), new, device=weight.device, dtype=weight.dtype) if as_tensors else new)
 
