@@ -10,10 +10,13 @@ import typer
 
 from .commands.adapt import adapt, show_version
 from .commands.analyze import analyze
+from .commands.env import env
 from .commands.evaluate import evaluate
 from .commands.models import models
+from .commands.predict import predict
 from .commands.probe import probe
 from .commands.push import push
+from .commands.runs import runs
 from .errors import DEAD_WORKER, CliError, one_line
 from .runtime import processes
 
@@ -32,8 +35,11 @@ app.command()(adapt)
 app.command()(evaluate)
 app.command()(analyze)
 app.command()(models)
+app.command()(predict)
 app.command()(probe)
 app.command()(push)
+app.command()(runs)
+app.command()(env)
 
 adapt_app = typer.Typer(pretty_exceptions_enable=False, context_settings=SETTINGS)
 adapt_app.command()(adapt)

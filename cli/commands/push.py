@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,16 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to; made if missing. (default: main)")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the card and what would go; ask nobody.")] = False,
 ) -> None:
     """Push a run's model, with a model card, to the Hugging Face Hub."""
     from ..engine import hub
 
-    print(hub.push(Path(run), hub.Target(repo, private, revision, create_pr)))
+    target = hub.Target(repo, private, revision, create_pr)
+    if not dry_run:
+        print(hub.push(Path(run), target))
+        return
+    card, files = hub.preview(Path(run), target)
+    print(card)
+    for path in files:
+        print(f"would go too: {path.name}, {path.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)

@@ -46,6 +46,23 @@ def push(directory: Path, target: Target, quiet: bool = False) -> str:
         raise HubError(f"{one_line(error)} The model is whole in {directory}. To push it later: {again}") from error
 
 
+def preview(directory: Path, target: Target) -> tuple[str, list[Path]]:
+    """The card as a push would write it, and the files that would go with it. The Hub is not asked.
+
+    Raises:
+        UsageError, CheckpointError: As of `push`.
+        HubError: If the card cannot be written.
+    """
+    from timm_neutreno.hub.push import preview
+
+    check_model(directory)
+    check_target(target)
+    try:
+        return preview(directory, target.repo_id)
+    except PushError as error:
+        raise HubError(one_line(error)) from error
+
+
 def check_model(directory: Path) -> None:
     """The directory must hold a finished NeuTRENO model."""
     missing = [name for name in ("model.safetensors", "config.json") if not (directory / name).is_file()]

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import HfApi
@@ -59,27 +59,58 @@ def push_folder(
     create_pr: bool = False,
 ) -> str:
     """Push a run directory, or what `save_pretrained` wrote. Arguments, result and errors as of `push_to_hub`."""
-    directory = Path(directory)
-    config = json.loads((directory / "config.json").read_text())
+    contents = _read(Path(directory))
     target = client.Target(repo_id, private, revision, create_pr)
-    target = client.prepare(target, config["architecture"])
+    target = client.prepare(target, contents.config["architecture"])
+    license = _license(contents.config, contents.results)
+
+    def write_card(old: str | None) -> str:
+        return _card(contents, target.repo_id, license, old)
+
+    name = contents.config["architecture"]
+    return client.upload(target, contents.files, write_card, f"NeuTRENO model {name}")
+
+
+def preview(directory: str | os.PathLike[str], repo_id: str) -> tuple[str, list[Path]]:
+    """The card and the files that `push_folder` would push, without asking the Hub for anything.
+
+    The licence is not looked up, and a README.md that is there already is not merged.
+
+    Raises:
+        PushError: If the card cannot be written.
+    """
+    contents = _read(Path(directory))
+    license = contents.results["license"] if contents.results else contents.config["pretrained_cfg"].get("license")
+    return _card(contents, repo_id, license, None), list(contents.files.values())
+
+
+class _Contents(NamedTuple):
+    """What a folder has: config.json, results.json and args.yaml as far as they are there, and the files that go."""
+
+    config: dict[str, Any]
+    results: dict[str, Any] | None
+    arguments: dict[str, Any] | None
+    files: dict[str, Path]
+
+
+def _read(directory: Path) -> _Contents:
+    config = json.loads((directory / "config.json").read_text())
     results = arguments = None
     if (directory / "results.json").is_file():
         results = json.loads((directory / "results.json").read_text())
         if (directory / "args.yaml").is_file():
             arguments = yaml.safe_load((directory / "args.yaml").read_text())
-    license = _license(config, results)
-
-    def write_card(old: str | None) -> str:
-        try:
-            return card.render(target.repo_id, config, results, arguments, license, old)
-        except ValueError as error:
-            raise PushError(f"{target.repo_id}: {error}") from error
-
     # args.yaml and results.json stay here: they hold paths of this machine
     names = ("model.safetensors", "config.json", *(("similarity.png",) if results else ()))
     files = {name: directory / name for name in names if (directory / name).is_file()}
-    return client.upload(target, files, write_card, f"NeuTRENO model {config['architecture']}")
+    return _Contents(config, results, arguments, files)
+
+
+def _card(contents: _Contents, repo_id: str, license: str | None, old: str | None) -> str:
+    try:
+        return card.render(repo_id, contents.config, contents.results, contents.arguments, license, old)
+    except ValueError as error:
+        raise PushError(f"{repo_id}: {error}") from error
 
 
 def _license(config: dict[str, Any], results: dict[str, Any] | None) -> str | None:
