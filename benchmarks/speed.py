@@ -1,8 +1,8 @@
 """What NeuTRENO costs: timm's model, a second copy of it, its NeuTRENO twin, and the paper's formula written out.
 
-    python benchmarks/speed.py                      # the table, speed.json, speed.svg, README's section
+    python benchmarks/speed.py                      # the table, speed.json, speed.svg, docs/performance.md
     python benchmarks/speed.py --quick              # minutes less, written nowhere
-    python benchmarks/speed.py --readme             # only renew README's section and the plot from speed.json
+    python benchmarks/speed.py --document           # only renew docs/performance.md and the plot from speed.json
     python benchmarks/speed.py --models vit_so400m_patch14_siglip_224 --modes inference --rounds 10    # only printed
     python benchmarks/speed.py --device cuda --models deit_tiny_patch16_224 vit_base_patch16_224 --batches 1 64 256 \
         --output speed_cuda.json
@@ -44,8 +44,8 @@ import timm_neutreno
 from timm_neutreno.cost import Counter, count
 
 HERE = Path(__file__).parent
-JSON, PLOT, README = HERE / "speed.json", HERE / "speed.svg", HERE.parent / "README.md"
-BEGIN, END = "<!-- speed: made by benchmarks/speed.py --readme -->", "<!-- end of speed -->"
+JSON, PLOT, DOCUMENT = HERE / "speed.json", HERE / "speed.svg", HERE.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- speed: made by benchmarks/speed.py --document -->", "<!-- end of speed -->"
 FIDELITY = 0.6
 ARMS = ("timm", "control", "neutreno", "reference")
 TINY, SMALL, BASE = "deit_tiny_patch16_224", "deit_small_patch16_224", "vit_base_patch16_224"
@@ -83,7 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two cells, ten rounds, nothing written")
     parser.add_argument(
-        "--readme", action="store_true", help="measure nothing; renew README's section and the plot from speed.json"
+        "--document",
+        action="store_true",
+        help="measure nothing; renew docs/performance.md and the plot from speed.json",
     )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--models", nargs="+", help=f"own grid of cells; large ones: {', '.join(LARGE)}")
@@ -98,10 +100,10 @@ def main() -> None:
     parser.add_argument("--malloc", choices=["keep", "default"], default="keep")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a cell, measured in this process
     args = parser.parse_args()
-    if args.readme:
+    if args.document:
         document = json.loads(JSON.read_text())
         plot(document["cells"])
-        write_readme(document)
+        write_document(document)
         return
     torch.set_num_threads(args.threads)
     if args.one:
@@ -115,7 +117,7 @@ def main() -> None:
     result = startup(5 if args.quick else 15)
     print(startup_line(result), HEADER, sep="\n\n", flush=True)
     document = {"setting": setting(args), "startup": result, "cells": []}
-    whole = not (args.quick or args.models)  # only the whole table replaces the one that README shows
+    whole = not (args.quick or args.models)  # only the whole table replaces the one in docs
     output = JSON if whole else args.output
     for cell, repeats in cells:
         row = in_new_process(cell, repeats, args, args.malloc)
@@ -127,7 +129,7 @@ def main() -> None:
             output.write_text(json.dumps(document, indent=1) + "\n")
     if whole:
         plot(document["cells"])
-        write_readme(document)
+        write_document(document)
 
 
 def in_new_process(cell: Cell, rounds: int, args: argparse.Namespace, malloc: str) -> dict[str, Any]:
@@ -332,7 +334,7 @@ def startup_line(result: dict[str, float]) -> str:
 
 
 def section(document: dict[str, Any]) -> str:
-    """README's lines between the marks."""
+    """The lines between the marks in docs/performance.md."""
     s = document["setting"]
     where = f"{s['hardware']}, {s['threads']} thread{'s'[: s['threads'] > 1]}, torch {s['versions']['torch']}"
     where += f", timm {s['versions']['timm']}, {s['date']}, seed {s['seed']}"
@@ -352,9 +354,9 @@ def section(document: dict[str, Any]) -> str:
     )
 
 
-def write_readme(document: dict[str, Any]) -> None:
-    before, rest = README.read_text().split(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{section(document)}\n{END}{rest.split(END)[1]}")
+def write_document(document: dict[str, Any]) -> None:
+    before, rest = DOCUMENT.read_text().split(BEGIN)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{section(document)}\n{END}{rest.split(END)[1]}")
 
 
 def plot(rows: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, each with the exit code that README documents."""
+"""What can go wrong for a user, each with the exit code that docs/adapt.md documents."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -14,9 +14,13 @@ from ..errors import CheckpointError
 def models(
     pattern: Annotated[str, typer.Argument(help="Names to list, with * and ?, such as '*deit*'.")] = "*",
     params: Annotated[bool, typer.Option(help="Count parameters, some 0.3 s a model.")] = True,
+    families: Annotated[bool, typer.Option("--families", help="A Markdown table of timm's modules instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """List the models that `neutreno-adapt --checkpoint` and `timm.create_model("neutreno_...")` know."""
+    if families:
+        print(family_table(list_models(pattern, params=False)))
+        return
     rows = list_models(pattern, params)
     if as_json:
         print(json.dumps(list(rows)))
@@ -51,6 +55,20 @@ def list_models(pattern: str, params: bool) -> Iterator[dict[str, Any]]:
             "tags": [cfg.tag or "" for cfg in cfgs if cfg.has_weights],
         }
         yield {**row, "params": count_parameters(name)} if params else row
+
+
+def family_table(rows: Iterable[dict[str, Any]]) -> str:
+    """A row per module of timm: how many models have a twin, how many weights they have, the first names."""
+    from ..reports import tables
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["family"], []).append(row)
+    cells = [("timm.models", "models", "weights", "such as")]
+    for family, group in sorted(found.items()):
+        names = ", ".join(f"`{row['name']}`" for row in group[:3])
+        cells.append((f"`{family}`", str(len(group)), str(sum(len(row["tags"]) for row in group)), names))
+    return tables.markdown(cells)
 
 
 def count_parameters(name: str) -> int:
