@@ -224,8 +224,6 @@ def load(texts: Sequence[str], arch: str | None, size: tuple[int, int] | None, d
     """
     import torch
 
-    from timm_neutreno.probing import FeatureError, check_image_size
-
     from ..engine.checkpoint import build, resolve_checkpoint
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -236,13 +234,7 @@ def load(texts: Sequence[str], arch: str | None, size: tuple[int, int] | None, d
         source = resolve_checkpoint(text, arch, {"img_size": size} if size else None)
         name = Path(text).name or text
         name = text if name in models else name
-        model = build(source)
-        if size:
-            try:
-                check_image_size(model, *size)
-            except FeatureError as error:
-                raise UsageError(f"--img-size: {error}") from None
-        models[name] = model.to(device).eval()
+        models[name] = build(source).to(device).eval()
     return models
 
 

@@ -19,6 +19,7 @@ import timm_neutreno
 from timm_neutreno import demo
 from timm_neutreno.names import METHOD_ARGUMENTS, PREFIX, base_name, neutreno_name
 from timm_neutreno.neutreno_vit import ALIASES
+from timm_neutreno.probing import FeatureError, check_image_size
 
 from ..errors import CheckpointError, UsageError, one_line
 from . import weights as weight_files
@@ -250,6 +251,7 @@ def build(
 
     Raises:
         CheckpointError: If the weights do not fit the architecture, or cannot be read.
+        UsageError: If the input size is no multiple of the patch's: timm would cut off the rest of every image.
         HubError: If they are on the Hub and cannot be had.
     """
     given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path}
@@ -276,4 +278,9 @@ def build(
             weight_files.load_strengths(model, source.learned)
     if "state_dict" in overlay:
         weight_files.forget(model)
+    if size := kwargs.get("img_size"):
+        try:
+            check_image_size(model, *(size if isinstance(size, tuple | list) else (size, size)))
+        except FeatureError as error:
+            raise UsageError(f"--img-size: {error}") from error
     return model

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from ..runtime import files, processes
+from ..errors import CheckpointError
+from ..runtime import files, processes, records
 from . import tables, verdict
 
 RESULTS, EVALUATIONS = "results.json", "evaluations.json"  # where the first is, the run is finished
@@ -59,8 +60,9 @@ class RunResult:
         path = directory / RESULTS
         if not path.exists():
             return None
-        document = json.loads(path.read_text())
-        return cls(**{item.name: document[item.name] for item in fields(cls)})
+        document = records.read_json(path, KINDS)
+        _check_rows(document["models"], path)
+        return cls(**{name: document[name] for name in KINDS})
 
     @property
     def methods(self) -> list[str]:
@@ -79,10 +81,10 @@ class RunResult:
         return {**asdict(self), "verdict": self.sentences}
 
     def write(self, directory: Path) -> None:
-        """Write results.json, with the table's cells for the model card, and README.md."""
+        """Write README.md and, last, results.json, with the table's cells for the model card."""
         document = {**self.document(), "table": self.rows}
-        files.write_text(directory / RESULTS, json.dumps(document, indent=2) + "\n")
         files.write_text(directory / "README.md", self.readme())
+        files.write_text(directory / RESULTS, json.dumps(document, indent=2) + "\n")
 
     def text(self) -> str:
         """For the terminal: the table, the verdict, and how to load the model."""
@@ -132,6 +134,18 @@ class RunResult:
         return "\n".join(lines)
 
 
+KINDS = get_type_hints(RunResult)
+ROW = {"images": int, "strengths": dict[str, dict[str, float]], "similarity": list[float]}
+
+
+def _check_rows(rows: dict[str, Any], path: Path) -> None:
+    for name, row in rows.items():
+        others = dict.fromkeys((row if isinstance(row, dict) else {}).keys() - ROW.keys(), float)
+        fault = records.misfit(row, {**ROW, **others}) if isinstance(row, dict) else "it is no mapping"
+        if fault:
+            raise CheckpointError(f"{path}: of {name}, {fault}. The file is damaged: repair it, or start anew.")
+
+
 class Evaluations:
     """The run's evaluations, kept in a file as they come: a resumed run does not make them again.
 
@@ -142,7 +156,8 @@ class Evaluations:
 
     def __init__(self, directory: Path, writes: bool):
         self.path, self.writes = directory / EVALUATIONS, writes
-        known = json.loads(self.path.read_text()) if writes and self.path.exists() else {}
+        known = records.read_json(self.path, {}) if writes and self.path.exists() else {}
+        _check_rows(known, self.path)
         self.rows: dict[str, dict[str, Any]] = processes.broadcast(known)
 
     def add(self, key: str, evaluation: dict[str, Any]) -> None:

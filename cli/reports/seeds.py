@@ -158,9 +158,9 @@ def _difference_cells(result: dict[str, Any]) -> list[list[str]]:
 
 
 def write(result: dict[str, Any], directory: Path) -> None:
-    """Write results.json and README.md of the folder that holds the runs."""
-    files.write_text(directory / RESULTS, json.dumps(result, indent=2) + "\n")
+    """Write README.md and results.json of the folder that holds the runs."""
     files.write_text(directory / "README.md", readme(result))
+    files.write_text(directory / RESULTS, json.dumps(result, indent=2) + "\n")
 
 
 def text(result: dict[str, Any]) -> str:
