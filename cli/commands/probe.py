@@ -13,7 +13,7 @@ import typer
 
 from ..errors import CheckpointError, DataError, UsageError
 from ..runtime.console import Console
-from .analyze import prepare_output
+from .analyze import prepared_output
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,16 +66,14 @@ def probe(
         folder = open_data(data, ignore_label, num_labels, images)
     loaded = load(models, arch or None, size, device)
     output = output or Path("runs") / time.strftime("%Y%m%d-%H%M%S-probe")
-    prepare_output(output, overwrite)
     options = Options(pool=pool, blocks=blocks, neighbors=tuple(counts), seed=seed)
-    with library_errors():
+    from ..reports.probe import tables, write_report
+
+    with prepared_output(output, overwrite), library_errors():
         measured, size = run(loaded, folder, settings, options, batch_size, workers, ignore_label, console)
         where = f"{'demo (handwritten digits)' if data == 'demo' else data}: {folder.about}"
         protocol = describe(folder.task, options, size, where)
         result = compare(measured, folder.task, protocol, seed)
-    from ..reports.probe import tables, write_report
-
-    with library_errors():
         write_report(result, output, loaded, folder, pca, ignore_label)
     console.say(f"report: {output / 'report.html'}")
     if as_json:

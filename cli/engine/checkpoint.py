@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,11 @@ from timm_neutreno.names import METHOD_ARGUMENTS, PREFIX, base_name, neutreno_na
 from timm_neutreno.neutreno_vit import ALIASES
 from timm_neutreno.probing import FeatureError, check_image_size
 
-from ..errors import CheckpointError, UsageError, one_line
+from ..errors import CheckpointError, UsageError
+from ..runtime import records
 from . import weights as weight_files
 from .load_errors import hub_errors, weight_errors
+from .recorded import check_kinds, config_errors
 
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 
@@ -38,6 +39,7 @@ class Source:
         pretrained_cfg: A tag, or a whole pretrained cfg; None for the architecture's default.
         overlay: Entries that replace those of the cfg, such as the file with the weights.
         model_args: Constructor arguments that the weights were made with.
+        asked: Those of them that --model-kwargs gave.
         method: The method that they were trained with; None for a plain softmax model.
         options: Arguments of `patch` beside the method: strengths, how they are learned, layers.
         num_classes: Size of the checkpoint's head.
@@ -51,6 +53,7 @@ class Source:
     pretrained_cfg: str | dict[str, Any] | None = None
     overlay: dict[str, Any] = field(default_factory=dict)
     model_args: dict[str, Any] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
     method: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     num_classes: int = 1000
@@ -133,16 +136,20 @@ def _from_name(name: str, kwargs: dict[str, Any]) -> Source:
     cfg = cfgs[tag] if tag else next(iter(cfgs.values()), None)
     if cfg is None or not cfg.has_weights:
         raise CheckpointError(f"{name} has no pretrained weights in timm. Give a file with weights and --arch {arch}.")
-    return Source(name, arch, tag or None, model_args=kwargs, num_classes=cfg.num_classes)
+    return Source(name, arch, tag or None, model_args=kwargs, asked=tuple(kwargs), num_classes=cfg.num_classes)
 
 
-def _from_config(label: str, cfg: dict[str, Any], arch: str, args: dict[str, Any], kwargs: dict[str, Any]) -> Source:
+def _from_config(
+    label: str, cfg: dict[str, Any], arch: str, args: dict[str, Any] | None, kwargs: dict[str, Any]
+) -> Source:
+    args = args or {}
+    check_kinds({**cfg, **args, "architecture": arch})
     method = args.get("method", "neutreno") if arch.startswith(PREFIX) else None
     options = {key: args[key] for key in METHOD_ARGUMENTS if key in args and key != "method"}
     plain = {key: value for key, value in args.items() if key not in METHOD_ARGUMENTS}
     arch = _known(arch, f" (in the config.json of {label})")
     return Source(
-        label, arch, cfg, model_args={**plain, **kwargs}, method=method, options=options,
+        label, arch, cfg, model_args={**plain, **kwargs}, asked=tuple(kwargs), method=method, options=options,
         num_classes=cfg.get("num_classes", 1000),
     )  # fmt: skip
 
@@ -152,17 +159,15 @@ def _from_directory(directory: Path, label: str, kwargs: dict[str, Any]) -> Sour
         raise CheckpointError(
             f"{directory} has no config.json, so it is not a saved model. Give the file with the weights and --arch."
         )
-    try:
+    with config_errors(str(directory / "config.json")):
         cfg, arch, args = load_model_config_from_path(str(directory))
-    except (ValueError, KeyError, AssertionError) as error:
-        raise CheckpointError(f"cannot read {directory / 'config.json'}: {one_line(error)}.") from error
-    return _from_config(label, cfg, arch, args or {}, kwargs)
+        return _from_config(label, cfg, arch, args, kwargs)
 
 
 def _from_hub(checkpoint: str, kwargs: dict[str, Any]) -> Source:
-    with hub_errors(checkpoint):
+    with hub_errors(checkpoint), config_errors(f"the config.json of {checkpoint}"):
         cfg, arch, args = load_model_config_from_hf(checkpoint.partition(":")[2])
-    return _from_config(checkpoint, cfg, arch, args or {}, kwargs)
+        return _from_config(checkpoint, cfg, arch, args, kwargs)
 
 
 def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any], which: str | None) -> Source:
@@ -170,7 +175,7 @@ def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any], which: str 
     config = path.parent / "config.json"
     saved = weight_files.read(path)
     tensors, notes = weight_files.choose(saved, path, which)
-    if not arch and config.is_file() and "architecture" in json.loads(config.read_text()):
+    if not arch and config.is_file() and "architecture" in records.read_json(config, {}):
         source = _from_directory(path.parent, str(path), kwargs)
         overlay: dict[str, Any] = {"source": "", "file": str(path)}
     else:
@@ -185,7 +190,7 @@ def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any], which: str 
         overlay = {"file": str(path), **preprocessing}
         if img_size := args.get("img_size"):
             overlay["input_size"] = (3, img_size, img_size) if isinstance(img_size, int) else (3, *img_size)
-        source = Source(str(path), arch, model_args=args)
+        source = Source(str(path), arch, model_args=args, asked=tuple(kwargs))
     named, more = weight_files.without_prefix(tensors, source.arch, str(path), which)
     learned = {key: named.pop(key) for key in list(named) if weight_files.is_strength(key)}
     if learned:
@@ -217,7 +222,9 @@ def _recorded_arguments(saved: Any) -> tuple[str | None, dict[str, Any], dict[st
     if not isinstance(saved.get("arch"), str):
         return None, {}, {}
     args = vars(saved["args"]) if isinstance(saved.get("args"), argparse.Namespace) else {}
-    model_args = dict(args.get("model_kwargs") or {})
+    with config_errors("the arguments that the file records"):
+        check_kinds({key: value for key, value in args.items() if value})
+        model_args = dict(args.get("model_kwargs") or {})
     if args.get("img_size"):
         model_args.setdefault("img_size", args["img_size"])
     preprocessing = {key: args[key] for key in ("mean", "std", "interpolation", "crop_pct") if args.get(key)}
@@ -262,7 +269,7 @@ def build(
     if pretrained and source.weights is not None:  # timm would choose of several by itself, and know fewer prefixes
         overlay = {**overlay, "source": "", "file": None, "state_dict": dict(source.weights)}
     with (
-        weight_errors(source.label, source.arch),
+        weight_errors(source.label, source.arch, source.asked),
         hub_errors(source.label),
         weight_files.compared(source.label, source.arch),
     ):

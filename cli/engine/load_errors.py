@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RevisionNotFoundError,
@@ -17,8 +18,8 @@ from ..errors import CheckpointError, HubError, UsageError, one_line
 
 
 @contextmanager
-def weight_errors(label: str, arch: str) -> Iterator[None]:
-    """Turn what loading weights raises into a sentence."""
+def weight_errors(label: str, arch: str, asked: Sequence[str] = ()) -> Iterator[None]:
+    """Turn what building a model and loading its weights raise into a sentence; `asked` are given --model-kwargs."""
     try:
         yield
     except SafetensorError as error:
@@ -30,8 +31,10 @@ def weight_errors(label: str, arch: str) -> Iterator[None]:
             f"the weights in {label} are not those of {arch}: {_first_mismatch(str(error))} "
             "Name the right architecture with --arch, and constructor arguments with --model-kwargs key=value."
         ) from error
-    except TypeError as error:
-        raise UsageError(f"{arch} does not take these --model-kwargs: {one_line(error)[:300]}.") from error
+    except (TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+        if asked:
+            raise UsageError(f"{arch} does not take these --model-kwargs: {one_line(error)[:300]}.") from error
+        raise CheckpointError(f"{arch} cannot be built as {label} says: {one_line(error)[:300]}.") from error
 
 
 def _first_mismatch(message: str) -> str:
@@ -45,6 +48,8 @@ def hub_errors(what: str) -> Iterator[None]:
     instead = "Give a file or folder with --checkpoint, or leave it out for the embedded one, which needs no network."
     try:
         yield
+    except HFValidationError as error:
+        raise CheckpointError(f"{what} is no name of a repository: give hf-hub:OWNER/NAME.") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise HubError(
             f"{what} is not in the local cache and the Hugging Face Hub cannot be reached. {instead}"

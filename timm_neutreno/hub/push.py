@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,14 @@ def push_folder(
 ) -> str:
     """Push a run directory, or what `save_pretrained` wrote. Arguments, result and errors as of `push_to_hub`."""
     directory = Path(directory)
-    config = json.loads((directory / "config.json").read_text())
+    config = _read(directory / "config.json", json.loads)
     target = client.Target(repo_id, private, revision, create_pr)
     target = client.prepare(target, config["architecture"])
     results = arguments = None
     if (directory / "results.json").is_file():
-        results = json.loads((directory / "results.json").read_text())
+        results = _read(directory / "results.json", json.loads)
         if (directory / "args.yaml").is_file():
-            arguments = yaml.safe_load((directory / "args.yaml").read_text())
+            arguments = _read(directory / "args.yaml", yaml.safe_load)
     license = _license(config, results)
 
     def write_card(old: str | None) -> str:
@@ -80,6 +81,16 @@ def push_folder(
     names = ("model.safetensors", "config.json", *(("similarity.png",) if results else ()))
     files = {name: directory / name for name in names if (directory / name).is_file()}
     return client.upload(target, files, write_card, f"NeuTRENO model {config['architecture']}")
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise PushError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(found, dict):
+        raise PushError(f"cannot read {path}: it holds a {type(found).__name__}, no mapping.")
+    return found
 
 
 def _license(config: dict[str, Any], results: dict[str, Any] | None) -> str | None:
