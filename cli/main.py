@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -42,7 +43,8 @@ adapt_app.command()(adapt)
 
 def run(commands: typer.Typer) -> None:
     """Run a command line. NEUTRENO_DEBUG=1 shows the traceback behind an error."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII terminal, an umlaut to print
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal, an umlaut to print
     interruption = Interruption()
     try:
         commands()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from timm_neutreno.names import METHOD_ARGUMENTS, PREFIX, base_name, neutreno_na
 from timm_neutreno.neutreno_vit import ALIASES
 from timm_neutreno.probing import FeatureError, check_image_size
 
-from ..errors import CheckpointError, UsageError
+from ..errors import CheckpointError, HubError, UsageError
 from ..runtime import records
 from . import weights as weight_files
-from .load_errors import hub_errors, weight_errors
+from .load_errors import hub_errors, offline_if_silent, weight_errors
 from .recorded import check_kinds, config_errors
 
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
@@ -165,8 +166,10 @@ def _from_directory(directory: Path, label: str, kwargs: dict[str, Any]) -> Sour
 
 
 def _from_hub(checkpoint: str, kwargs: dict[str, Any]) -> Source:
-    with hub_errors(checkpoint), config_errors(f"the config.json of {checkpoint}"):
-        cfg, arch, args = load_model_config_from_hf(checkpoint.partition(":")[2])
+    name = checkpoint.partition(":")[2]
+    with hub_errors(checkpoint), offline_if_silent(), config_errors(f"what the Hub gives as {name}", HubError):
+        cfg, arch, args = load_model_config_from_hf(name)
+    with config_errors(f"the config.json of {checkpoint}"):
         return _from_config(checkpoint, cfg, arch, args, kwargs)
 
 
@@ -268,9 +271,12 @@ def build(
     overlay = source.overlay
     if pretrained and source.weights is not None:  # timm would choose of several by itself, and know fewer prefixes
         overlay = {**overlay, "source": "", "file": None, "state_dict": dict(source.weights)}
+    cfg = source.pretrained_cfg if isinstance(source.pretrained_cfg, dict) else {"source": "hf-hub"}
+    remote = pretrained and source.weights is None and cfg.get("source") == "hf-hub"
     with (
         weight_errors(source.label, source.arch, source.asked),
         hub_errors(source.label),
+        offline_if_silent() if remote else nullcontext(),
         weight_files.compared(source.label, source.arch),
     ):
         model = timm.create_model(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -15,6 +17,9 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 
 from ..errors import CheckpointError, HubError, UsageError, one_line
+
+QUICK = 5.0  # seconds
+HTTP_LIBRARIES = ("httpx", "httpcore", "requests", "urllib", "socket", "ssl")
 
 
 @contextmanager
@@ -42,6 +47,27 @@ def _first_mismatch(message: str) -> str:
     return lines[0][:160].rstrip(". ") + "." if lines else ""
 
 
+@cache
+def hub_answers() -> bool:
+    """Whether the Hub says anything within some seconds: its client would try for a minute, and say so line by line."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=QUICK)
+    except Exception as error:
+        return not type(error).__module__.startswith(HTTP_LIBRARIES)
+    return True
+
+
+@contextmanager
+def offline_if_silent() -> Iterator[None]:
+    """Within it, a Hub that does not answer is not asked again: what the cache has is used."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
     """Turn the Hub client's exceptions into a sentence; its HTTP library's are matched by module, since it changes."""
@@ -59,7 +85,7 @@ def hub_errors(what: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise HubError(f"the Hugging Face Hub does not give {what}: {one_line(error)[:200]} {instead}") from error
     except Exception as error:
-        if not type(error).__module__.startswith(("httpx", "requests", "urllib")):
+        if not type(error).__module__.startswith(HTTP_LIBRARIES):
             raise
         raise HubError(
             f"no connection to the Hugging Face Hub for {what} ({one_line(error)[:100]}). {instead}"

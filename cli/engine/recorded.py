@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 
-from ..errors import CheckpointError, one_line
+from ..errors import CheckpointError, CliError, one_line
 from ..runtime import records
 
 # what may be said of a model, and what it then must be
@@ -31,11 +31,11 @@ def check_kinds(said: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def config_errors(what: str) -> Iterator[None]:
+def config_errors(what: str, kind: type[CliError] = CheckpointError) -> Iterator[None]:
     """Turn what reading `what` raises, if it is damaged or was edited, into a sentence.
 
     Raises:
-        CheckpointError: With the cause.
+        CliError: Of that kind, with the cause.
     """
     try:
         yield
@@ -43,4 +43,4 @@ def config_errors(what: str) -> Iterator[None]:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RecursionError) as error:
         cause = f"{one_line(error)} is missing" if isinstance(error, KeyError) else one_line(error)[:200]
-        raise CheckpointError(f"cannot read {what}: {cause}.") from error
+        raise kind(f"cannot read {what}: {cause}.") from error

@@ -95,7 +95,10 @@ class RunResult:
         )
 
     def load_lines(self) -> list[str]:
-        return ["import timm, timm_neutreno", f'model = timm.create_model("local-dir:{self.output}", pretrained=True)']
+        return [
+            "import timm, timm_neutreno",
+            f"model = timm.create_model({json.dumps('local-dir:' + self.output, ensure_ascii=False)}, pretrained=True)",
+        ]
 
     def _plans(self) -> str:
         if not self.epochs_before:
@@ -106,13 +109,16 @@ class RunResult:
         )
 
     def readme(self) -> str:
+        from timm_neutreno.hub.card import escaped
+
         images = self.models[self.main]["images"]
         skipped = f" Unreadable images were passed over {self.skipped_images} times." if self.skipped_images else ""
         lines = [
             "# NeuTRENO adaptation",
             "",
-            f"Checkpoint: {self.checkpoint}. Data: {self.data}, evaluated on {images} val images. {self.epochs} "
-            f"epochs, seed {self.seed}, {self.device}. Weights of the last epoch.{skipped}{self._plans()}",
+            f"Checkpoint: {escaped(self.checkpoint)}. Data: {escaped(self.data)}, evaluated on {images} val images. "
+            f"{self.epochs} epochs, seed {self.seed}, {self.device}. Weights of the last epoch.{skipped}"
+            f"{self._plans()}",
             "",
             tables.markdown(self.rows),
             "",

@@ -122,7 +122,9 @@ def _spread(figure: dict[str, Any], digits: int) -> str:
 
 def readme(result: dict[str, Any], title: str = "NeuTRENO adaptation, several seeds") -> str:
     """The README of the folder that holds the runs."""
-    facts = [f"{name.capitalize()}: {result[name]}." for name in SAME if name in result]
+    from timm_neutreno.hub.card import escaped
+
+    facts = [f"{name.capitalize()}: {escaped(str(result[name]))}." for name in SAME if name in result]
     lines = [
         f"# {title}",
         "",

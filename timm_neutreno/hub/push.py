@@ -11,11 +11,15 @@ from typing import Any
 
 import yaml
 from huggingface_hub import HfApi
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from . import card, client
 from .errors import PushError
 from .save import save_pretrained
+
+PLOT = "similarity.png"
+SENT = ("model.safetensors", "config.json", PLOT)  # args.yaml and results.json stay: they hold paths of this machine
 
 
 def push_to_hub(
@@ -61,6 +65,8 @@ def push_folder(
 ) -> str:
     """Push a run directory, or what `save_pretrained` wrote. Arguments, result and errors as of `push_to_hub`."""
     directory = Path(directory)
+    for name in SENT:
+        check_file(directory / name)
     config = _read(directory / "config.json", json.loads)
     target = client.Target(repo_id, private, revision, create_pr)
     target = client.prepare(target, config["architecture"])
@@ -77,10 +83,24 @@ def push_folder(
         except ValueError as error:
             raise PushError(f"{target.repo_id}: {error}") from error
 
-    # args.yaml and results.json stay here: they hold paths of this machine
-    names = ("model.safetensors", "config.json", *(("similarity.png",) if results else ()))
-    files = {name: directory / name for name in names if (directory / name).is_file()}
+    files = {name: directory / name for name in SENT if (results or name != PLOT) and (directory / name).is_file()}
     return client.upload(target, files, write_card, f"NeuTRENO model {config['architecture']}")
+
+
+def check_file(path: Path) -> None:
+    """Look into a file before it is sent.
+
+    Raises:
+        PushError: If it is a link out of its folder, whose target nobody asked to publish, or damaged weights.
+    """
+    if path.exists() and path.resolve().parent != path.parent.resolve():
+        raise PushError(f"{path} is a link to {path.resolve()}: copy the file, if that is what shall be published.")
+    if path.suffix == ".safetensors" and path.exists():
+        try:
+            with safe_open(path, "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise PushError(f"{path} is damaged, no safetensors file: {' '.join(str(error).split())[:200]}") from error
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
