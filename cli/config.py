@@ -141,7 +141,7 @@ class Config:
     time_limit: float | None = _option(None, "Hours after which the run saves and stops, to be resumed.", LONG, ONCE, range="(0, inf)")
     dry_run: bool = _option(False, "Print the plan, from a few measured steps; write nothing.", RUN, ONCE)
     log: list[str] = _option([], "tensorboard, wandb or trackio, beside metrics.jsonl and metrics.csv; repeat.", RUN, FREE)
-    seed: int = _option(0, "Seed of data order, augmentation, dropout and a new head.", RUN)
+    seed: int = _option(0, "Seed of data order, augmentation, dropout and a new head.", RUN, range="[0, 4294967295]")
     seeds: int = _option(1, "Run so many seeds, from --seed on, and compare in pairs.", RUN, range="[1, inf)")
     output: str | None = _option(None, "Folder of the run, never overwritten. (default: runs/<time>-<model>)", RUN, ONCE)
     push_to_hub: str | None = _option(None, "OWNER/NAME of a repository to push the model to; checked before training.", HUB, ONCE)
@@ -261,6 +261,9 @@ def check(config: Config) -> None:
         raise UsageError("--trainable fidelity needs --learnable-fidelity layer or head: else nothing is trained.")
     if config.trainable in ("fidelity", "strengths") and config.control:
         raise UsageError(f"--trainable {config.trainable} leaves the control nothing to train: pass --no-control too.")
+    for name in (*PLACES, "output", "resume", "teacher"):
+        if getattr(config, name) is not None:
+            place(getattr(config, name))
     for one, other, why in EXCLUSIVE:
         if getattr(config, one) and getattr(config, other):
             raise UsageError(f"{flag(one)} and {flag(other)} do not go together: {why}")
@@ -333,10 +336,25 @@ def suggestion(key: str, known: Iterable[str]) -> str:
     return f" Did you mean: {', '.join(near)}?" if near else " Its keys are the options of neutreno-adapt --help."
 
 
+def place(text: str | Path) -> Path:
+    """The file or folder that an option names, ~ replaced, whether it is there or not.
+
+    Raises:
+        UsageError: If there can be none: too long a name, a zero byte, the home of somebody unknown.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise UsageError(f"{str(text)[:80]!r} cannot be a file or folder: {cause}.") from error
+    return path
+
+
 def located(config: Config) -> Config:
     """With absolute paths, where an option names what is on this machine: args.yaml is read from other folders too."""
     values: dict[str, Any] = {name: getattr(config, name) for name in PLACES}
-    found = {name: Path(value).expanduser() for name, value in values.items() if value not in (None, "demo")}
+    found = {name: place(value) for name, value in values.items() if value not in (None, "demo")}
     there: dict[str, Any] = {name: str(path.absolute()) for name, path in found.items() if path.exists()}
     return replace(config, **there)
 

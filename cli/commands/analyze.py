@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config import place
 from ..data.photos import find_photos, photo_batches
 from ..errors import CheckpointError, DataError, OutputError, UsageError
 from ..reports.html import Section, metric_section, render
@@ -96,7 +97,7 @@ def data_folder(data: str) -> Path:
         DataError: If it is the demo's and scikit-learn is missing.
     """
     if data != "demo":
-        return Path(data)
+        return place(data)
     from timm_neutreno.demo import demo_data_directory
 
     try:
@@ -112,7 +113,7 @@ def prepared_output(output: Path, overwrite: bool) -> Iterator[None]:
     Raises:
         OutputError: If it holds a report and `overwrite` is off, or cannot be made.
     """
-    if (output / "results.json").exists() and not overwrite:
+    if (place(output) / "results.json").exists() and not overwrite:
         raise OutputError(f"{output} holds a report already; add --overwrite to replace it, or name another --output")
     plots = output / "plots"
     made = [folder for folder in (plots, *plots.parents) if not folder.exists()]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config import place
 from ..errors import CheckpointError, DataError, UsageError
 from ..runtime.console import Console
 from .analyze import prepared_output
@@ -202,7 +203,7 @@ def open_data(data: str, ignore_label: int | None, num_labels: int | None, image
     """
     from timm_neutreno.probing import open_folder
 
-    path = data
+    path = str(place(data))
     if data == "demo":
         from timm_neutreno.demo import demo_data_directory
 

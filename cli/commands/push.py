@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ..config import place
 
 
 def push(
@@ -18,4 +19,4 @@ def push(
     """Push a run's model, with a model card, to the Hugging Face Hub."""
     from ..engine import hub
 
-    print(hub.push(Path(run), hub.Target(repo, private, revision, create_pr)))
+    print(hub.push(place(run), hub.Target(repo, private, revision, create_pr)))

@@ -16,7 +16,7 @@ from timm.data import ImageDataset, create_dataset
 
 from timm_neutreno.pictures import SUFFIXES, UnreadableImage, read_rgb
 
-from ..config import Config
+from ..config import Config, place
 from ..errors import DataError, one_line
 
 TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "valid", "test")
@@ -61,7 +61,7 @@ def open_datasets(config: Config) -> Datasets:
         except (ModuleNotFoundError, RuntimeError) as error:
             raise DataError(one_line(error)) from error
     assert config.data is not None
-    path = Path(config.data).expanduser()
+    path = place(config.data)
     if path.is_dir():
         if _child(path, TRAIN_NAMES):
             return _from_split_folder(path, config, config.data)

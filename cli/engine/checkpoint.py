@@ -21,6 +21,7 @@ from timm_neutreno.names import METHOD_ARGUMENTS, PREFIX, base_name, neutreno_na
 from timm_neutreno.neutreno_vit import ALIASES
 from timm_neutreno.probing import FeatureError, check_image_size
 
+from ..config import place
 from ..errors import CheckpointError, HubError, UsageError
 from ..runtime import records
 from . import weights as weight_files
@@ -92,13 +93,13 @@ def resolve_checkpoint(
         HubError: If it is on the Hub and cannot be had.
     """
     kwargs = dict(model_kwargs or {})
-    path = Path(checkpoint).expanduser()
+    path = place(checkpoint)
     if weights and not path.is_file():
         raise UsageError(f"--weights {weights} chooses between the weights in one file, and {checkpoint} is no file.")
     if checkpoint == "demo":
         return _from_directory(Path(demo.__file__).parent, "demo", kwargs)
     if checkpoint.startswith("local-dir:"):
-        return _from_directory(Path(checkpoint.removeprefix("local-dir:")), checkpoint, kwargs)
+        return _from_directory(place(checkpoint.removeprefix("local-dir:")), checkpoint, kwargs)
     if checkpoint.startswith(("hf-hub:", "hf_hub:")):
         return _from_hub(checkpoint, kwargs)
     if path.is_dir():
@@ -167,6 +168,8 @@ def _from_directory(directory: Path, label: str, kwargs: dict[str, Any]) -> Sour
 
 def _from_hub(checkpoint: str, kwargs: dict[str, Any]) -> Source:
     name = checkpoint.partition(":")[2]
+    if not name:
+        raise CheckpointError(f"{checkpoint} names no repository: give hf-hub:OWNER/NAME.")
     with hub_errors(checkpoint), offline_if_silent(), config_errors(f"what the Hub gives as {name}", HubError):
         cfg, arch, args = load_model_config_from_hf(name)
     with config_errors(f"the config.json of {checkpoint}"):

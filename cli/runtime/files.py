@@ -32,7 +32,9 @@ def choose_directory(output: str | None, model_name: str) -> Path:
             path = Path("runs") / f"{stamp}-{model_name}-{number}"
         return path
     path = Path(output)
-    if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
+    with writing(path):
+        taken = path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()))
+    if taken:
         raise UsageError(f"the output {path} exists and is not empty. Nothing is overwritten: choose another --output.")
     return path
 
