@@ -345,6 +345,8 @@ def place(text: str | Path) -> Path:
     try:
         path = Path(text).expanduser()
         path.exists()
+        if "\0" in str(path):
+            raise ValueError("there is a zero byte in it")
     except (OSError, RuntimeError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
         raise UsageError(f"{str(text)[:80]!r} cannot be a file or folder: {cause}.") from error

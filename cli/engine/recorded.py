@@ -41,6 +41,8 @@ def config_errors(what: str, kind: type[CliError] = CheckpointError) -> Iterator
         yield
     except HFValidationError:  # of a repository's name
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError, OSError) as error:
+        if isinstance(error, OSError) and type(error).__module__ != "builtins":  # the Hub client's own, said elsewhere
+            raise
         cause = f"{one_line(error)} is missing" if isinstance(error, KeyError) else one_line(error)[:200]
         raise kind(f"cannot read {what}: {cause}.") from error

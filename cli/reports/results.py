@@ -62,6 +62,9 @@ class RunResult:
             return None
         document = records.read_json(path, KINDS)
         _check_rows(document["models"], path)
+        arms = [*document["arms"], document["main"], tables.CHECKPOINT]
+        if missing := [name for name in arms if name not in document["models"]]:
+            raise CheckpointError(f"{path}: models has no {missing[0]}. Repair it, or start anew.")
         return cls(**{name: document[name] for name in KINDS})
 
     @property
@@ -141,15 +144,38 @@ class RunResult:
 
 
 KINDS = get_type_hints(RunResult)
-ROW = {"images": int, "strengths": dict[str, dict[str, float]], "similarity": list[float]}
+ROW = {
+    "images": int, "strengths": dict[str, dict[str, float]], **dict.fromkeys(tables.METRICS, float),
+    "similarity": list[float], "similarity_error": float,
+}  # fmt: skip
 
 
 def _check_rows(rows: dict[str, Any], path: Path) -> None:
+    """Refuse rows that `evaluate` cannot have given.
+
+    Raises:
+        CheckpointError: With the first of them.
+    """
     for name, row in rows.items():
-        others = dict.fromkeys((row if isinstance(row, dict) else {}).keys() - ROW.keys(), float)
-        fault = records.misfit(row, {**ROW, **others}) if isinstance(row, dict) else "it is no mapping"
+        fault = records.misfit(row, ROW) if isinstance(row, dict) else "it is no mapping"
+        fault = fault or _impossible(row)
         if fault:
-            raise CheckpointError(f"{path}: of {name}, {fault}. The file is damaged: repair it, or start anew.")
+            raise CheckpointError(f"{path}: of {name}, {fault}. Repair it, or start anew.")
+
+
+def _impossible(row: dict[str, Any]) -> str:
+    """What no evaluation gives, in words; "" if nothing."""
+    if not row["similarity"]:
+        return "similarity is empty"
+    if not 0 < row["images"] < 10**12:
+        return f"images cannot be {row['images']}"
+    for metric in tables.METRICS.keys() - {"loss", "similarity"}:  # a loss may overflow
+        if not abs(row[metric]) <= 100:
+            return f"{metric} cannot be {row[metric]}"
+    for strength, figures in row["strengths"].items():
+        if {"mean_abs", "min", "max"} - figures.keys():
+            return f"the figures of {strength} are incomplete"
+    return ""
 
 
 class Evaluations:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_session, hf_hub_download
 
-from .errors import PushError, asked_wait, explain, may_pass
+from .errors import PushError, asked_wait, explain, may_pass, understood
 
 QUICK = (1.0, 2.0)  # seconds between tries before a run: a wrong setting must show at once
 PATIENT = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # after a run, whose result is worth waiting for
@@ -80,6 +80,11 @@ def prepare(target: Target, architecture: str, waits: tuple[float, ...] = QUICK)
         ValueError: If the name is none.
     """
     check_target(target)
+    with understood():
+        return _prepare(target, architecture, waits)
+
+
+def _prepare(target: Target, architecture: str, waits: tuple[float, ...]) -> Target:
     api = HfApi(library_name="timm_neutreno")
     account = retried(api.whoami, target, waits)
     if "/" not in target.repo_id:
@@ -184,7 +189,8 @@ def upload(
             return f"{address}/discussions/{open_pr.rpartition('/')[2]}"
         return done.pr_url or (f"{address}/tree/{target.revision}" if target.revision else address)
 
-    return retried(attempt, target, waits)
+    with understood():
+        return retried(attempt, target, waits)
 
 
 def _open_pull_request(api: HfApi, target: Target, title: str) -> str | None:

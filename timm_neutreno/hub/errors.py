@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -22,6 +25,22 @@ PASSING = (408, 409, 412, 429, 500, 502, 503, 504)  # 409 and 412: somebody else
 
 class PushError(RuntimeError):
     """A push that did not succeed, in one sentence."""
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Within it, an answer that the Hub would not give is one sentence.
+
+    Raises:
+        PushError: If what came is no JSON, or another document than the Hub's.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PushError(
+            f"what answers at {constants.ENDPOINT} is not the Hugging Face Hub ({type(error).__name__}). Check "
+            "HF_ENDPOINT, and whether a proxy or a login page answers."
+        ) from error
 
 
 def status_of(error: BaseException) -> int | None:
