@@ -5,8 +5,10 @@ commands/options.py makes the command line from this table; args.yaml is this ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import UsageError
@@ -66,7 +68,7 @@ def parse_pairs(pairs: list[str]) -> dict[str, Any]:
         key, sign, value = pair.partition("=")
         try:
             parsed[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # also a number without end, or brackets
             sign = ""
         if not sign or not key.isidentifier():
             raise UsageError(f"--model-kwargs and --set take key=value, such as embed_dim=64, got {pair!r}.")
@@ -139,7 +141,7 @@ class Config:
     time_limit: float | None = _option(None, "Hours after which the run saves and stops, to be resumed.", LONG, ONCE, range="(0, inf)")
     dry_run: bool = _option(False, "Print the plan, from a few measured steps; write nothing.", RUN, ONCE)
     log: list[str] = _option([], "tensorboard, wandb or trackio, beside metrics.jsonl and metrics.csv; repeat.", RUN, FREE)
-    seed: int = _option(0, "Seed of data order, augmentation, dropout and a new head.", RUN)
+    seed: int = _option(0, "Seed of data order, augmentation, dropout and a new head.", RUN, range="[0, 4294967295]")
     seeds: int = _option(1, "Run so many seeds, from --seed on, and compare in pairs.", RUN, range="[1, inf)")
     output: str | None = _option(None, "Folder of the run, never overwritten. (default: runs/<time>-<model>)", RUN, ONCE)
     push_to_hub: str | None = _option(None, "OWNER/NAME of a repository to push the model to; checked before training.", HUB, ONCE)
@@ -171,6 +173,10 @@ class Config:
         return {**self.set, **{name: value for name, value in own.items() if value is not None}}
 
 
+# what args.yaml holds beside the options
+FACTS = ("data_config", "class_names", "data_fingerprint", "epochs_before", "versions", "resumed")
+PLACES = ("checkpoint", "data", "data_dir")  # options that may name a file or folder
+
 OPTIONS: dict[str, Option] = {item.name: item.metadata["option"] for item in fields(Config) if item.metadata}
 
 # base_lr is the learning rate for 512 images, and scales linearly with the batch; other values replace Config's defaults
@@ -197,7 +203,7 @@ def from_given(values: Mapping[str, Any]) -> Config:
         UsageError: If the recipe is unknown.
     """
     name = values.get("recipe") or ("digits" if values.get("data") in (None, "demo") else "finetune")
-    return Config(**{**recipe_values(name), **values, "recipe": name}, given=frozenset(values))
+    return located(Config(**{**recipe_values(name), **values, "recipe": name}, given=frozenset(values)))
 
 
 def recipe_values(name: str) -> dict[str, Any]:
@@ -255,6 +261,9 @@ def check(config: Config) -> None:
         raise UsageError("--trainable fidelity needs --learnable-fidelity layer or head: else nothing is trained.")
     if config.trainable in ("fidelity", "strengths") and config.control:
         raise UsageError(f"--trainable {config.trainable} leaves the control nothing to train: pass --no-control too.")
+    for name in (*PLACES, "output", "resume", "teacher"):
+        if getattr(config, name) is not None:
+            place(getattr(config, name))
     for one, other, why in EXCLUSIVE:
         if getattr(config, one) and getattr(config, other):
             raise UsageError(f"{flag(one)} and {flag(other)} do not go together: {why}")
@@ -290,14 +299,66 @@ def resumed(config: Config, own: Config) -> Config:
 
 
 def to_yaml(config: Config) -> dict[str, Any]:
-    """The config for args.yaml: every option."""
+    """The config for args.yaml: every option but those that hold for one start only."""
     values = asdict(config)
-    return {name: values[name] for name in OPTIONS}
+    return {name: values[name] for name, option in OPTIONS.items() if option.resume != ONCE}
 
 
-def from_yaml(values: Mapping[str, Any]) -> Config:
-    """The config that args.yaml records; other keys are passed over."""
-    return Config(**{name: values[name] for name in OPTIONS if name in values})
+def from_yaml(values: Mapping[str, Any], path: object = "args.yaml") -> Config:
+    """The config that args.yaml records.
+
+    Raises:
+        UsageError: As `recorded`.
+    """
+    return located(Config(**recorded(values, path)))
+
+
+def recorded(values: Mapping[str, Any], path: object) -> dict[str, Any]:
+    """The options that the args.yaml of a run holds.
+
+    Raises:
+        UsageError: If a key is neither an option nor one of FACTS, or holds for one start only: nothing that a person
+            has written into the file is passed over without a word.
+    """
+    for key, value in values.items():
+        if key not in OPTIONS and key not in FACTS:
+            raise UsageError(f"{path}: unknown key {key!r}.{suggestion(key, OPTIONS)}")
+        if key in OPTIONS and OPTIONS[key].resume == ONCE and value not in (None, False):
+            raise UsageError(
+                f"{path}: {key} holds for one start, not for a run: remove the line, and give {flag(key)}."
+            )
+    return {key: values[key] for key in OPTIONS if key in values and OPTIONS[key].resume != ONCE}
+
+
+def suggestion(key: str, known: Iterable[str]) -> str:
+    """What to write in place of an unknown key."""
+    near = difflib.get_close_matches(key, list(known), n=3)
+    return f" Did you mean: {', '.join(near)}?" if near else " Its keys are the options of neutreno-adapt --help."
+
+
+def place(text: str | Path) -> Path:
+    """The file or folder that an option names, ~ replaced, whether it is there or not.
+
+    Raises:
+        UsageError: If there can be none: too long a name, a zero byte, the home of somebody unknown.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+        if "\0" in str(path):
+            raise ValueError("there is a zero byte in it")
+    except (OSError, RuntimeError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise UsageError(f"{str(text)[:80]!r} cannot be a file or folder: {cause}.") from error
+    return path
+
+
+def located(config: Config) -> Config:
+    """With absolute paths, where an option names what is on this machine: args.yaml is read from other folders too."""
+    values: dict[str, Any] = {name: getattr(config, name) for name in PLACES}
+    found = {name: place(value) for name, value in values.items() if value not in (None, "demo")}
+    there: dict[str, Any] = {name: str(path.absolute()) for name, path in found.items() if path.exists()}
+    return replace(config, **there)
 
 
 def default(item: Field) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -19,6 +20,7 @@ from .commands.push import push
 from .commands.runs import runs
 from .errors import DEAD_WORKER, CliError, one_line
 from .runtime import processes
+from .runtime.signals import Interruption
 
 Version = Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")]
 
@@ -47,29 +49,34 @@ adapt_app.command()(adapt)
 
 def run(commands: typer.Typer) -> None:
     """Run a command line. NEUTRENO_DEBUG=1 shows the traceback behind an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal, an umlaut to print
+    interruption = Interruption()
     try:
         commands()
-    except CliError as error:
-        if os.environ.get("NEUTRENO_DEBUG"):
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if interruption.came:  # Typer ends without a word, and torch's import says that something is missing
+            print("error: interrupted.", file=sys.stderr)
+            leave(130)
+        if isinstance(error, SystemExit) or os.environ.get("NEUTRENO_DEBUG"):
             raise
-        # an interruption comes to all, and the first one saves
-        if processes.rank() == 0 if error.exit_code == 130 else processes.claims_first_error():
-            print(f"error: {where()}{one_line(error)}", file=sys.stderr)
-        leave(error.exit_code)
-    except KeyboardInterrupt:
-        print("error: interrupted.", file=sys.stderr)
-        leave(130)
-    except Exception as error:
-        if os.environ.get("NEUTRENO_DEBUG"):
-            raise
-        if not processes.claims_first_error():
-            leave(1)
-        print(
-            f"error: {where()}unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of "
-            "timm-neutreno: run again with NEUTRENO_DEBUG=1 and report the traceback.",
-            file=sys.stderr,
+        report(error)
+
+
+def report(error: BaseException) -> NoReturn:
+    """Say what went wrong in one line, in one process, and leave with its code."""
+    code = error.exit_code if isinstance(error, CliError) else 1
+    # an interruption comes to all, and the first one saves
+    speaks = processes.rank() == 0 if code == 130 else processes.claims_first_error()
+    words = one_line(error)
+    if not isinstance(error, CliError):
+        words = (
+            f"unexpected {type(error).__name__}: {words[:500]} This is a bug of timm-neutreno: run again with "
+            "NEUTRENO_DEBUG=1 and report the traceback."
         )
-        leave(1)
+    if speaks:
+        print(f"error: {where()}{words}", file=sys.stderr)
+    leave(code)
 
 
 def where() -> str:
@@ -100,5 +107,6 @@ def adapt_main() -> None:
 
 
 if __name__ == "__main__":  # a worker, with the whole command line of its launcher
+    processes.end_with_parent()
     sys.argv = sys.argv[1:]
     (adapt_main if "adapt" in os.path.basename(sys.argv[0]) else main)()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {"timm_neutreno": ROOT / "timm_neutreno", "timm_neutreno_cli": ROOT / "cli"}
 
 # in cli/, what stands further left may import what stands further right; those in one set do not know each other
-ORDER = [{"main"}, {"commands"}, {"engine"}, {"tasks", "data", "reports"}, {"runtime", "config"}, {"errors"}]
+ORDER = [{"start"}, {"main"}, {"commands"}, {"engine"}, {"tasks", "data", "reports"}, {"runtime", "config"}, {"errors"}]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 
 # library -> who may import it, as beginnings of module names

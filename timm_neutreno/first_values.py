@@ -20,6 +20,8 @@ class Block(Protocol):
 
 Values = tuple[Tensor, ...]  # one per attention of a block; more than one only where a block has parallel branches
 
+State = tuple[Values | None, tuple[int, bool] | None]  # values, and the last block's index and the gradient mode
+
 
 class FirstValuesStore:
     """Shared by the blocks of one model. Copies and pickles as an empty one.
@@ -39,14 +41,22 @@ class FirstValuesStore:
     def __reduce__(self):
         return FirstValuesStore, (self.checkpoint,)
 
-    def begin(self) -> Values | None:
-        """Start a forward pass; returns what the pass around it, if any, had stored, to be given to `end`."""
-        outer = getattr(self._local, "values", None)
+    def begin(self) -> State:
+        """Start a forward pass; returns where the pass around it, if any, stands, to be given to `end`."""
+        values = getattr(self._local, "values", None)
         self._local.values = None
-        return outer
+        if torch.compiler.is_compiling():  # a guard on the place would compile the model anew
+            return values, None
+        return values, (getattr(self._local, "index", 0), getattr(self._local, "grad_mode", True))
 
-    def end(self, outer: Values | None) -> None:
-        self._local.values = outer
+    def end(self, outer: State) -> None:
+        """Go on with the pass around this one: a hook may run the model inside its own forward."""
+        self._local.values, place = outer
+        if place is not None:
+            self._local.index, self._local.grad_mode = place
+
+    def forget(self) -> None:
+        self._local.values = None
 
     def write(self, values: Values) -> None:
         self._local.values = values

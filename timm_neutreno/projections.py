@@ -58,15 +58,15 @@ class AttentionSpec(NamedTuple):
 
 def _fused_qkv(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(B, N, 3 * H * D) -> three (B, H, N, D) views."""
-    B, N, _ = qkv.shape
-    q, k, v = qkv.reshape(B, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    B, N, C = qkv.shape  # no -1 below: of an empty batch it could be anything
+    q, k, v = qkv.reshape(B, N, 3, num_heads, C // (3 * num_heads)).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, N, H * D) -> (B, H, N, D)."""
-    B, N, _ = x.shape
-    return x.reshape(B, N, num_heads, -1).transpose(1, 2)
+    B, N, C = x.shape
+    return x.reshape(B, N, num_heads, C // num_heads).transpose(1, 2)
 
 
 def _rotate(x: Tensor, rope: Tensor, num_prefix_tokens: int, half: bool, dtype: torch.dtype) -> Tensor:
@@ -181,9 +181,9 @@ def project_diff_parallel(block, x, attn_mask=None, is_causal=False) -> Projecte
 
 def project_sam(attn, x) -> Projected:
     """x is (B, H, W, C), an image or, in a windowed block, one window of it."""
-    B, height, width, _ = x.shape
+    B, height, width, C = x.shape
     N = height * width
-    q, k, v = _fused_qkv(attn.qkv(x.reshape(B, N, -1)), attn.num_heads)
+    q, k, v = _fused_qkv(attn.qkv(x.reshape(B, N, C)), attn.num_heads)
     q, k = attn.q_norm(q), attn.k_norm(k)
     bias = None
     if attn.use_rel_pos:
@@ -263,8 +263,8 @@ def attend_diff(module, p: Projected) -> Tensor:
 
 def _merge_heads(u: Tensor) -> Tensor:
     """(B, H, N, D) -> (B, N, H * D)."""
-    B, _, N, _ = u.shape
-    return u.transpose(1, 2).reshape(B, N, -1)
+    B, H, N, D = u.shape
+    return u.transpose(1, 2).reshape(B, N, H * D)
 
 
 def output_plain(attn, u, x, p) -> Tensor:
@@ -288,8 +288,8 @@ def output_diff(attn, u, x, p) -> Tensor:
 
 
 def output_sam(attn, u, x, p) -> Tensor:
-    B, height, width, _ = x.shape
-    return attn.proj_drop(attn.proj(_merge_heads(u))).view(B, height, width, -1)
+    y = attn.proj_drop(attn.proj(_merge_heads(u)))
+    return y.view(*x.shape[:3], y.shape[-1])
 
 
 def output_parallel(block, u, x, p) -> Tensor:

@@ -55,8 +55,18 @@ def class_path(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
+def check_module(model: object) -> None:
+    """Raise TypeError, with what to give instead, if it is no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"expected a model (torch.nn.Module), got {str(model)[:60]!r} of type {type(model).__name__}. A name goes "
+            'to timm.create_model("neutreno_<name>"), or its result here.'
+        )
+
+
 def find_vits(model: nn.Module) -> list[Any]:
     """The outermost modules in `model` (itself included) that own a list of blocks."""
+    check_module(model)
     vits: list[Any] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
@@ -80,6 +90,7 @@ def check_support(model: nn.Module, method: str = "neutreno") -> list[LayerSuppo
     Raises:
         ValueError: If the method is unknown.
     """
+    check_module(model)
     methods = split(method)
     wrapped = [(name, m, reason) for name, m in model.named_modules() if (reason := _known_wrapper(m))]
     if wrapped:

@@ -22,7 +22,7 @@ from .first_values import FirstValuesStore
 from .methods import METHODS, STRENGTHS, canonical, check_strength, resolve, split
 from .names import record_model_args, record_strengths
 from .projections import output_width, query_parameters
-from .support import check_patchable, find_vits
+from .support import check_module, check_patchable, find_vits
 
 
 class NeutrenoBlock:
@@ -48,7 +48,7 @@ class NeutrenoBlock:
             out, *values = out
             shared.write(tuple(values))
         if self.is_last:
-            shared.end(None)
+            shared.forget()
         return out
 
     def _run_packed(self, num_values: int, names: tuple[str, ...], x: Tensor, *inputs):
@@ -161,6 +161,7 @@ def patch(
     Raises:
         UnsupportedModelError: If a layer cannot be patched; the model is left as it was.
         ValueError: If an option is unknown or has no allowed value, no layer is left, or the model is patched already.
+        TypeError: If `model` is no module.
     """
     method, resolved = canonical(method), resolve(method, options)
     if is_patched(model):
@@ -272,6 +273,7 @@ def _unpatch_attention(attn: Any) -> None:
 
 def is_patched(model: nn.Module) -> bool:
     """Whether `patch` was called on the model, or on a module inside it."""
+    check_module(model)
     return any(isinstance(module, PatchedAttention) for module in model.modules())
 
 
@@ -291,6 +293,7 @@ def strengths(model: nn.Module) -> dict[str, float | Tensor]:
 
 
 def _each_strength(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
+    check_module(model)
     for name, module in model.named_modules():
         if isinstance(module, PatchedAttention):
             for method in module.methods:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config import place
 from ..data.photos import find_photos, photo_batches
 from ..errors import CheckpointError, DataError, OutputError, UsageError
 from ..reports.html import Section, metric_section, render
 from ..reports.sections import EXTRAS, Models
+from ..runtime import files
 from ..runtime.console import Console
 
 if TYPE_CHECKING:
@@ -51,14 +54,14 @@ def analyze(
     console = Console(quiet)
     names, extras = choose(metrics)
     photos = find_photos(data_folder(data), images)
-    prepare_output(output, overwrite)
-    loaded = load(models, arch or None, pretrained, seed, device)
-    document, sections = run(loaded, photos, names, extras, output, batch_size, console)
+    with prepared_output(output, overwrite):
+        loaded = load(models, arch or None, pretrained, seed, device)
+        document, sections = run(loaded, photos, names, extras, output, batch_size, console)
     where = "the val split of the demo's handwritten digits" if data == "demo" else data
     weights = "" if pretrained else f" Model names stand for random weights (seed {seed})."
     introduction = [SMOOTHING, f"Models: {', '.join(loaded)}.{weights} Images: {len(photos)} from {where}."]
-    (output / "report.html").write_text(render("Token smoothing, layer by layer", introduction, sections))
-    (output / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    files.write_text(output / "report.html", render("Token smoothing, layer by layer", introduction, sections))
+    files.write_text(output / "results.json", json.dumps(document, indent=1) + "\n")
     console.say(f"report: {output / 'report.html'}")
     if as_json:
         print(json.dumps(document))
@@ -94,7 +97,7 @@ def data_folder(data: str) -> Path:
         DataError: If it is the demo's and scikit-learn is missing.
     """
     if data != "demo":
-        return Path(data)
+        return place(data)
     from timm_neutreno.demo import demo_data_directory
 
     try:
@@ -103,18 +106,25 @@ def data_folder(data: str) -> Path:
         raise DataError(str(error)) from None
 
 
-def prepare_output(output: Path, overwrite: bool) -> None:
-    """Make the folder.
+@contextmanager
+def prepared_output(output: Path, overwrite: bool) -> Iterator[None]:
+    """Make the folder; if what is done inside fails, empty folders that were made for it go again.
 
     Raises:
         OutputError: If it holds a report and `overwrite` is off, or cannot be made.
     """
-    if (output / "results.json").exists() and not overwrite:
+    if (place(output) / "results.json").exists() and not overwrite:
         raise OutputError(f"{output} holds a report already; add --overwrite to replace it, or name another --output")
+    plots = output / "plots"
+    made = [folder for folder in (plots, *plots.parents) if not folder.exists()]
     try:
-        (output / "plots").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {output}: {error.strerror}; name another --output") from None
+        files.make_directory(plots)
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+        raise
 
 
 def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, device: str) -> Models:

@@ -6,7 +6,6 @@ tells it the prefix and reads the file into its `default_map`. A run's own args.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,8 +15,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from .. import config as settings
-from ..config import ONCE, OPTIONS, Config
+from ..config import OPTIONS, Config
 from ..errors import UsageError, one_line
+from ..runtime import records
 
 TYPES = get_type_hints(Config)
 WRITTEN_BY_A_RUN = "versions"  # the key by which args.yaml is known from a file that a person wrote
@@ -87,10 +87,10 @@ def read_file(ctx: typer.Context, path: str | None) -> str | None:
     known = _options(ctx)
     values = _read(path)
     if WRITTEN_BY_A_RUN in values:
-        values = {key: value for key, value in values.items() if key in OPTIONS and OPTIONS[key].resume != ONCE}
+        values = settings.recorded(values, path)
     for key, value in values.items():
         if key not in known:
-            raise UsageError(f"{path}: unknown key {key!r}.{_suggestion(key, list(known))}")
+            raise UsageError(f"{path}: unknown key {key!r}.{settings.suggestion(key, known)}")
         if value is not None:
             values[key] = _checked(ctx, known[key], key, value, path)
     given = {known[key].name: value for key, value in values.items() if value is not None}
@@ -109,13 +109,11 @@ def _options(ctx: typer.Context) -> dict[str, Any]:
 
 
 def _read(path: str) -> dict[str, Any]:
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = records.parse_yaml(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}. Give a YAML file of options.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(
             f"--config {path} is not YAML: {one_line(error)[:300]}. Write one option: value a line."
         ) from error
@@ -130,11 +128,6 @@ def _read(path: str) -> dict[str, Any]:
             raise UsageError(f"{path}: {key!r} is given twice, with - and with _. Keep one.")
         values[key] = value
     return values
-
-
-def _suggestion(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=3)
-    return f" Did you mean: {', '.join(near)}?" if near else " Its keys are the options of neutreno-adapt --help."
 
 
 def _checked(ctx: typer.Context, option: Any, key: str, value: Any, path: str) -> Any:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config import place
 from ..errors import CheckpointError, DataError, UsageError
 from ..runtime.console import Console
-from .analyze import prepare_output
+from .analyze import prepared_output
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,16 +67,14 @@ def probe(
         folder = open_data(data, ignore_label, num_labels, images)
     loaded = load(models, arch or None, size, device)
     output = output or Path("runs") / time.strftime("%Y%m%d-%H%M%S-probe")
-    prepare_output(output, overwrite)
     options = Options(pool=pool, blocks=blocks, neighbors=tuple(counts), seed=seed)
-    with library_errors():
+    from ..reports.probe import tables, write_report
+
+    with prepared_output(output, overwrite), library_errors():
         measured, size = run(loaded, folder, settings, options, batch_size, workers, ignore_label, console)
         where = f"{'demo (handwritten digits)' if data == 'demo' else data}: {folder.about}"
         protocol = describe(folder.task, options, size, where)
         result = compare(measured, folder.task, protocol, seed)
-    from ..reports.probe import tables, write_report
-
-    with library_errors():
         write_report(result, output, loaded, folder, pca, ignore_label)
     console.say(f"report: {output / 'report.html'}")
     if as_json:
@@ -204,7 +203,7 @@ def open_data(data: str, ignore_label: int | None, num_labels: int | None, image
     """
     from timm_neutreno.probing import open_folder
 
-    path = data
+    path = str(place(data))
     if data == "demo":
         from timm_neutreno.demo import demo_data_directory
 
@@ -224,8 +223,6 @@ def load(texts: Sequence[str], arch: str | None, size: tuple[int, int] | None, d
     """
     import torch
 
-    from timm_neutreno.probing import FeatureError, check_image_size
-
     from ..engine.checkpoint import build, resolve_checkpoint
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -236,13 +233,7 @@ def load(texts: Sequence[str], arch: str | None, size: tuple[int, int] | None, d
         source = resolve_checkpoint(text, arch, {"img_size": size} if size else None)
         name = Path(text).name or text
         name = text if name in models else name
-        model = build(source)
-        if size:
-            try:
-                check_image_size(model, *size)
-            except FeatureError as error:
-                raise UsageError(f"--img-size: {error}") from None
-        models[name] = model.to(device).eval()
+        models[name] = build(source).to(device).eval()
     return models
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ..config import place
 
 
 def push(
@@ -22,9 +23,9 @@ def push(
 
     target = hub.Target(repo, private, revision, create_pr)
     if not dry_run:
-        print(hub.push(Path(run), target))
+        print(hub.push(place(run), target))
         return
-    card, files = hub.preview(Path(run), target)
+    card, files = hub.preview(place(run), target)
     print(card)
     for path in files:
         print(f"would go too: {path.name}, {path.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)

@@ -11,8 +11,6 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-
 
 def find_photos(folder: Path, limit: int | None = None) -> list[Path]:
     """The images below the folder: `limit` of them, evenly spread over all by name, so that no class is left out.
@@ -20,11 +18,13 @@ def find_photos(folder: Path, limit: int | None = None) -> list[Path]:
     Raises:
         DataError: If it is no folder, or holds no images.
     """
+    from timm_neutreno.pictures import SUFFIXES
+
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; give a folder of images.")
     photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not photos:
-        raise DataError(f"there are no images ({', '.join(sorted(SUFFIXES))}) in {folder} or below it.")
+        raise DataError(f"there are no images ({', '.join(SUFFIXES)}) in {folder} or below it.")
     count = min(limit or len(photos), len(photos))
     return [photos[i * len(photos) // count] for i in range(count)]
 
@@ -46,9 +46,9 @@ def photo_batches(photos: Sequence[Path], model: nn.Module, batch_size: int = 25
 
 
 def _open(path: Path):
-    from PIL import Image
+    from timm_neutreno.pictures import UnreadableImage, read_rgb
 
     try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
+        return read_rgb(path)
+    except UnreadableImage as error:
         raise DataError(f"cannot read the image {path}: {error}. Remove or replace it.") from None

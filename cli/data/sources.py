@@ -7,14 +7,16 @@ import json
 import multiprocessing
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from timm.data import ImageDataset, create_dataset
 
-from ..config import Config
+from timm_neutreno.pictures import SUFFIXES, UnreadableImage, read_rgb
+
+from ..config import Config, place
 from ..errors import DataError, one_line
 
 TRAIN_NAMES, VAL_NAMES = ("train", "training"), ("val", "validation", "valid", "test")
@@ -59,7 +61,7 @@ def open_datasets(config: Config) -> Datasets:
         except (ModuleNotFoundError, RuntimeError) as error:
             raise DataError(one_line(error)) from error
     assert config.data is not None
-    path = Path(config.data).expanduser()
+    path = place(config.data)
     if path.is_dir():
         if _child(path, TRAIN_NAMES):
             return _from_split_folder(path, config, config.data)
@@ -105,6 +107,8 @@ def _from_split_folder(folder: Path, config: Config, label: str) -> Datasets:
         ]
         raise DataError(f"the class folders of {folder} differ: {'; '.join(parts)}. Both need the same names.")
     classes = train_set.reader.class_to_idx
+    if val.name == "test":
+        label = f"{label} (val: its test/)"
     return Datasets(label, train_set, _image_folder(val, classes, config), list(classes), len(classes))
 
 
@@ -131,9 +135,11 @@ def _from_plain_folder(folder: Path, config: Config) -> Datasets:
 
 def _image_folder(folder: Path, classes: dict[str, int] | None, config: Config) -> CheckedImages:
     try:
-        images = CheckedImages(str(folder), skip=config.skip_bad_images, class_map=classes or "")
+        images = CheckedImages(
+            str(folder), skip=config.skip_bad_images, class_map=classes or "", input_key=";".join(SUFFIXES)
+        )
     except RuntimeError as error:
-        raise DataError(f"no images in {folder}: {one_line(error)}") from error
+        raise DataError(f"there are no images ({', '.join(SUFFIXES)}) in the folders of {folder}.") from error
     if not _class_folders(folder):
         raise DataError(
             f"{folder} has images but no class folders. Put the images of each class in a folder of its own."
@@ -164,12 +170,10 @@ class CheckedImages(ImageDataset):
     def _read(self, index: int):
         path, target = self.reader.samples[index]
         try:
-            with Image.open(path) as image:
-                pixels = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            cause = one_line(error).replace(repr(path), "it")
+            pixels = read_rgb(path)
+        except UnreadableImage as error:
             raise DataError(
-                f"cannot read the image {path}: {cause}. Repair or remove it, or pass --skip-bad-images."
+                f"cannot read the image {path}: {error}. Repair or remove it, or pass --skip-bad-images."
             ) from error
         return (self.transform(pixels) if self.transform else pixels), target
 
@@ -229,6 +233,21 @@ def subsample(images: Any, count: int) -> None:
     samples = getattr(getattr(images, "reader", None), "samples", None)
     if samples and len(samples) > count:
         images.reader.samples = [samples[i * len(samples) // count] for i in range(count)]
+
+
+def check_equal(prints: Sequence[dict[str, Any]]) -> None:
+    """Refuse data that is not the same in all processes, whose fingerprints these are: each would train on its own.
+
+    Raises:
+        DataError: With the first process that differs, and in what.
+    """
+    for rank, other in enumerate(prints):
+        for name, value in prints[0].items():
+            if other.get(name) != value:
+                raise DataError(
+                    f"process {rank} has other data than process 0: {name} are {other.get(name)}, there {value}. Every "
+                    "machine needs the same files under --data."
+                )
 
 
 def fingerprint(data: Datasets) -> dict[str, Any]:

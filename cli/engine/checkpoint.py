@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,14 @@ import timm_neutreno
 from timm_neutreno import demo
 from timm_neutreno.names import METHOD_ARGUMENTS, PREFIX, base_name, neutreno_name
 from timm_neutreno.neutreno_vit import ALIASES
+from timm_neutreno.probing import FeatureError, check_image_size
 
-from ..errors import CheckpointError, UsageError, one_line
+from ..config import place
+from ..errors import CheckpointError, HubError, UsageError
+from ..runtime import records
 from . import weights as weight_files
-from .load_errors import hub_errors, weight_errors
+from .load_errors import hub_errors, offline_if_silent, weight_errors
+from .recorded import check_kinds, config_errors
 
 FILE_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 
@@ -37,6 +41,7 @@ class Source:
         pretrained_cfg: A tag, or a whole pretrained cfg; None for the architecture's default.
         overlay: Entries that replace those of the cfg, such as the file with the weights.
         model_args: Constructor arguments that the weights were made with.
+        asked: Those of them that --model-kwargs gave.
         method: The method that they were trained with; None for a plain softmax model.
         options: Arguments of `patch` beside the method: strengths, how they are learned, layers.
         num_classes: Size of the checkpoint's head.
@@ -50,6 +55,7 @@ class Source:
     pretrained_cfg: str | dict[str, Any] | None = None
     overlay: dict[str, Any] = field(default_factory=dict)
     model_args: dict[str, Any] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
     method: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     num_classes: int = 1000
@@ -87,13 +93,13 @@ def resolve_checkpoint(
         HubError: If it is on the Hub and cannot be had.
     """
     kwargs = dict(model_kwargs or {})
-    path = Path(checkpoint).expanduser()
+    path = place(checkpoint)
     if weights and not path.is_file():
         raise UsageError(f"--weights {weights} chooses between the weights in one file, and {checkpoint} is no file.")
     if checkpoint == "demo":
         return _from_directory(Path(demo.__file__).parent, "demo", kwargs)
     if checkpoint.startswith("local-dir:"):
-        return _from_directory(Path(checkpoint.removeprefix("local-dir:")), checkpoint, kwargs)
+        return _from_directory(place(checkpoint.removeprefix("local-dir:")), checkpoint, kwargs)
     if checkpoint.startswith(("hf-hub:", "hf_hub:")):
         return _from_hub(checkpoint, kwargs)
     if path.is_dir():
@@ -132,16 +138,20 @@ def _from_name(name: str, kwargs: dict[str, Any]) -> Source:
     cfg = cfgs[tag] if tag else next(iter(cfgs.values()), None)
     if cfg is None or not cfg.has_weights:
         raise CheckpointError(f"{name} has no pretrained weights in timm. Give a file with weights and --arch {arch}.")
-    return Source(name, arch, tag or None, model_args=kwargs, num_classes=cfg.num_classes)
+    return Source(name, arch, tag or None, model_args=kwargs, asked=tuple(kwargs), num_classes=cfg.num_classes)
 
 
-def _from_config(label: str, cfg: dict[str, Any], arch: str, args: dict[str, Any], kwargs: dict[str, Any]) -> Source:
+def _from_config(
+    label: str, cfg: dict[str, Any], arch: str, args: dict[str, Any] | None, kwargs: dict[str, Any]
+) -> Source:
+    args = args or {}
+    check_kinds({**cfg, **args, "architecture": arch})
     method = args.get("method", "neutreno") if arch.startswith(PREFIX) else None
     options = {key: args[key] for key in METHOD_ARGUMENTS if key in args and key != "method"}
     plain = {key: value for key, value in args.items() if key not in METHOD_ARGUMENTS}
     arch = _known(arch, f" (in the config.json of {label})")
     return Source(
-        label, arch, cfg, model_args={**plain, **kwargs}, method=method, options=options,
+        label, arch, cfg, model_args={**plain, **kwargs}, asked=tuple(kwargs), method=method, options=options,
         num_classes=cfg.get("num_classes", 1000),
     )  # fmt: skip
 
@@ -151,17 +161,19 @@ def _from_directory(directory: Path, label: str, kwargs: dict[str, Any]) -> Sour
         raise CheckpointError(
             f"{directory} has no config.json, so it is not a saved model. Give the file with the weights and --arch."
         )
-    try:
+    with config_errors(str(directory / "config.json")):
         cfg, arch, args = load_model_config_from_path(str(directory))
-    except (ValueError, KeyError, AssertionError) as error:
-        raise CheckpointError(f"cannot read {directory / 'config.json'}: {one_line(error)}.") from error
-    return _from_config(label, cfg, arch, args or {}, kwargs)
+        return _from_config(label, cfg, arch, args, kwargs)
 
 
 def _from_hub(checkpoint: str, kwargs: dict[str, Any]) -> Source:
-    with hub_errors(checkpoint):
-        cfg, arch, args = load_model_config_from_hf(checkpoint.partition(":")[2])
-    return _from_config(checkpoint, cfg, arch, args or {}, kwargs)
+    name = checkpoint.partition(":")[2]
+    if not name:
+        raise CheckpointError(f"{checkpoint} names no repository: give hf-hub:OWNER/NAME.")
+    with hub_errors(checkpoint), offline_if_silent(), config_errors(f"what the Hub gives as {name}", HubError):
+        cfg, arch, args = load_model_config_from_hf(name)
+    with config_errors(f"the config.json of {checkpoint}"):
+        return _from_config(checkpoint, cfg, arch, args, kwargs)
 
 
 def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any], which: str | None) -> Source:
@@ -169,7 +181,7 @@ def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any], which: str 
     config = path.parent / "config.json"
     saved = weight_files.read(path)
     tensors, notes = weight_files.choose(saved, path, which)
-    if not arch and config.is_file() and "architecture" in json.loads(config.read_text()):
+    if not arch and config.is_file() and "architecture" in records.read_json(config, {}):
         source = _from_directory(path.parent, str(path), kwargs)
         overlay: dict[str, Any] = {"source": "", "file": str(path)}
     else:
@@ -184,7 +196,7 @@ def _from_file(path: Path, arch: str | None, kwargs: dict[str, Any], which: str 
         overlay = {"file": str(path), **preprocessing}
         if img_size := args.get("img_size"):
             overlay["input_size"] = (3, img_size, img_size) if isinstance(img_size, int) else (3, *img_size)
-        source = Source(str(path), arch, model_args=args)
+        source = Source(str(path), arch, model_args=args, asked=tuple(kwargs))
     named, more = weight_files.without_prefix(tensors, source.arch, str(path), which)
     learned = {key: named.pop(key) for key in list(named) if weight_files.is_strength(key)}
     if learned:
@@ -216,7 +228,9 @@ def _recorded_arguments(saved: Any) -> tuple[str | None, dict[str, Any], dict[st
     if not isinstance(saved.get("arch"), str):
         return None, {}, {}
     args = vars(saved["args"]) if isinstance(saved.get("args"), argparse.Namespace) else {}
-    model_args = dict(args.get("model_kwargs") or {})
+    with config_errors("the arguments that the file records"):
+        check_kinds({key: value for key, value in args.items() if value})
+        model_args = dict(args.get("model_kwargs") or {})
     if args.get("img_size"):
         model_args.setdefault("img_size", args["img_size"])
     preprocessing = {key: args[key] for key in ("mean", "std", "interpolation", "crop_pct") if args.get(key)}
@@ -250,6 +264,7 @@ def build(
 
     Raises:
         CheckpointError: If the weights do not fit the architecture, or cannot be read.
+        UsageError: If the input size is no multiple of the patch's: timm would cut off the rest of every image.
         HubError: If they are on the Hub and cannot be had.
     """
     given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path}
@@ -259,9 +274,12 @@ def build(
     overlay = source.overlay
     if pretrained and source.weights is not None:  # timm would choose of several by itself, and know fewer prefixes
         overlay = {**overlay, "source": "", "file": None, "state_dict": dict(source.weights)}
+    cfg = source.pretrained_cfg if isinstance(source.pretrained_cfg, dict) else {"source": "hf-hub"}
+    remote = pretrained and source.weights is None and cfg.get("source") == "hf-hub"
     with (
-        weight_errors(source.label, source.arch),
+        weight_errors(source.label, source.arch, source.asked),
         hub_errors(source.label),
+        offline_if_silent() if remote else nullcontext(),
         weight_files.compared(source.label, source.arch),
     ):
         model = timm.create_model(
@@ -276,4 +294,9 @@ def build(
             weight_files.load_strengths(model, source.learned)
     if "state_dict" in overlay:
         weight_files.forget(model)
+    if size := kwargs.get("img_size"):
+        try:
+            check_image_size(model, *(size if isinstance(size, tuple | list) else (size, size)))
+        except FeatureError as error:
+            raise UsageError(f"--img-size: {error}") from error
     return model

@@ -43,7 +43,7 @@ def evaluate(
         loader: Val images.
         device: Where to count.
         autocast: Context for the forward passes.
-        similarity: Measure it too; else the list is empty.
+        similarity: Measure it too; else the two keys are missing.
         stop: Asked before every batch.
 
     Returns:
@@ -102,7 +102,7 @@ def _in_order(own: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def _similarity(tokens: Tensor) -> Evaluation:
     """From the (blocks, 3) sums of a recorder: images, similarities, squared similarities."""
     if not len(tokens):
-        return {"similarity": [], "similarity_error": 0.0}
+        return {}
     means = (tokens[:, 1] / tokens[:, 0]).tolist()
     seen, _, squares = tokens[-1].tolist()
     variance = max(squares / seen - means[-1] ** 2, 0.0)

@@ -10,7 +10,7 @@ from typing import Any
 from timm.data import resolve_model_data_config
 from timm.models._input import get_model_input_config
 
-from ..config import Config, from_yaml
+from ..config import Config, place
 from ..data import loaders, sources
 from ..errors import CheckpointError
 from ..runtime.processes import World
@@ -32,8 +32,8 @@ def evaluate_model(name: str, given: Config) -> dict[str, Any]:
         CheckpointError: If there is no model, or it knows other classes than the data.
         DataError: If the data is missing, or cannot be read.
     """
-    folder = run_of(Path(name)) if Path(name).is_dir() else None
-    config = from_yaml(resume.read_arguments(folder)) if folder else given
+    folder = run_of(Path(name)) if place(name).is_dir() else None
+    config = resume.own_config(folder) if folder else given
     if folder and not (Path(name) / WEIGHTS[-1]).is_file():
         raise CheckpointError(
             f"{name} has no {WEIGHTS[-1]} yet: the run is not finished. neutreno-adapt --resume {folder} goes on."

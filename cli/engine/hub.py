@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from timm_neutreno.hub.client import Target
 
 from ..config import Config
 from ..errors import CheckpointError, HubError, UsageError, one_line
+from ..runtime import records
 
 
 def target(config: Config) -> Target:
@@ -71,10 +71,8 @@ def check_model(directory: Path) -> None:
             f"{directory} has no {' and no '.join(missing)}, so it is no finished run. Give the --output of a run of "
             "neutreno-adapt that ended, or a folder of timm_neutreno.hub.save_pretrained."
         )
-    try:
-        architecture = json.loads((directory / "config.json").read_text())["architecture"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {directory / 'config.json'}: {one_line(error)}.") from error
+    kinds = {"architecture": str, "num_classes": int, "pretrained_cfg": dict}
+    architecture = records.read_json(directory / "config.json", kinds)["architecture"]
     if not architecture.startswith("neutreno_"):
         raise CheckpointError(f"{directory} holds {architecture}, which is no NeuTRENO model. Adapt it first.")
 

@@ -50,7 +50,10 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
     if config.push_to_hub and world.first:
         hub.check_target(hub.target(config))
     source = checkpoint.resolve_checkpoint(config.checkpoint, config.arch, config.model_kwargs, config.weights)
+    check_meant(config, source.label)
     datasets = sources.open_datasets(config)
+    sources.check_equal(processes.all_gather(sources.fingerprint(datasets)))
+    asked = config.batch_size
     config = resolve(replace(config, batch_size=fit_batch(config, len(datasets.train), world)))
     check_warmup(config, len(datasets.train))
     if config.limit_batches:
@@ -73,6 +76,13 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
     if config.push_to_hub and world.first and not config.dry_run:
         hub.prepare(hub.target(config), neutreno_name(source.arch))  # last of all checks: it makes the repository
     console = Console(config.quiet or not world.first)
+    if config.batch_size != asked:
+        console.say(
+            f"batch       {config.batch_size}, not the recipe's {asked}: there are {len(datasets.train)} images"
+        )
+    for arm in arms:
+        if not 0 <= arm.options.get("fidelity", 0.0) <= 1:
+            console.warn(f"fidelity {arm.options['fidelity']:g} is outside [0, 1], for which NeuTRENO was made.")
     context = RunContext(config, device, world, console, stop, folder or str(directory))
 
     def train() -> loaders.BatchLoader:
@@ -90,15 +100,32 @@ def run_directory(config: Config, name: str, world: World) -> Path:
     return processes.broadcast(files.choose_directory(config.output, f"neutreno-{name}") if world.first else None)
 
 
-def fit_batch(config: Config, images: int, world: World) -> int:
-    """The images of a step: at most the train images, and the same number for each process and accumulation step.
+def check_meant(config: Config, checkpoint: str) -> None:
+    """Refuse to train somebody's own checkpoint on the digits, which are the data if none is named.
 
     Raises:
-        UsageError: If they cannot be dealt out evenly.
+        UsageError: If --data is missing.
+    """
+    if config.data is None and checkpoint != "demo" and not config.resume:
+        raise UsageError(
+            f"--checkpoint {checkpoint} without --data would be trained on the embedded digits. Name your images, or "
+            "pass --data demo if the digits are meant."
+        )
+
+
+def fit_batch(config: Config, images: int, world: World) -> int:
+    """The images of a step, the same number for each process and accumulation step.
+
+    A recipe's batch shrinks to the train images.
+
+    Raises:
+        UsageError: If they cannot be dealt out evenly, or more are asked for than there are.
     """
     parts = world.size * config.accumulate
     step = parts * (2 if config.mixup or config.cutmix else 1)  # mixing pairs images
     size = config.batch_size
+    if size > images and "batch_size" in config.given:
+        raise UsageError(f"--batch-size {size} is more than the {images} train images: no step could be taken.")
     if size > images:
         size = images - images % step
     if size % step or not size:

@@ -6,17 +6,21 @@ import platform
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
 from ..config import OPTIONS, Config, changes, flag, from_yaml, resumed, to_yaml
-from ..errors import CheckpointError, UsageError, one_line
+from ..errors import CheckpointError, UsageError
 from ..reports.results import RESULTS
-from ..runtime import files
+from ..runtime import files, records
 
 ARGUMENTS, FINGERPRINT = "args.yaml", "data_fingerprint"
 EPOCHS_BEFORE = "epochs_before"  # the numbers of epochs that the run was planned for before this one
+KINDS = {
+    **{name: kind for name, kind in get_type_hints(Config).items() if name in OPTIONS},
+    "versions": dict[str, str], "resumed": list[dict[str, str]], EPOCHS_BEFORE: list[int], FINGERPRINT: dict[str, Any],
+}  # fmt: skip
 
 
 def find_run(config: Config) -> Config:
@@ -35,11 +39,11 @@ def find_run(config: Config) -> Config:
     if config.resume is None:
         return config
     folder = Path(config.resume)
-    own = from_yaml(read_arguments(folder))
+    own = own_config(folder)
     _check_changes(config, own, folder)
     for seed in sorted(path.parent for path in folder.glob(f"seed-*/{ARGUMENTS}")):  # a change must suit all that began
         given = config.given - {"seed", "seeds"}
-        _check_changes(replace(config, given=given), from_yaml(read_arguments(seed)), seed)
+        _check_changes(replace(config, given=given), own_config(seed), seed)
     return resumed(config, own)
 
 
@@ -63,17 +67,21 @@ def read_arguments(directory: Path) -> dict[str, Any]:
         CheckpointError: If the folder is no run, or the file cannot be read.
     """
     path = directory / ARGUMENTS
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError:
-        raise CheckpointError(f"{directory} is not a run: it has no {ARGUMENTS}. Give the folder of a run.") from None
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"cannot read {path}: {one_line(error)[:200]}.") from error
-    if not isinstance(values, dict) or "versions" not in values:
+    if not path.exists():
+        raise CheckpointError(f"{directory} is not a run: it has no {ARGUMENTS}. Give the folder of a run.")
+    values = records.read_yaml(path, {})
+    if "versions" not in values:
         raise CheckpointError(f"{path} was not written by a run.")
     if isinstance(values.get("recipe"), dict):
         raise CheckpointError(f"{directory} is a run of a development version, which cannot be resumed: start it anew.")
+    if fault := records.misfit(values, {name: kind for name, kind in KINDS.items() if name in values}):
+        raise CheckpointError(f"{path}: {fault}.")
     return values
+
+
+def own_config(directory: Path) -> Config:
+    """The config of a run. Errors as of `read_arguments` and `config.recorded`."""
+    return from_yaml(read_arguments(directory), directory / ARGUMENTS)
 
 
 def write_arguments(directory: Path, config: Config, facts: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,27 +59,34 @@ def run(config: Config) -> Printed:
 def run_seeds(config: Config, world: World, stop: StopSignal) -> Printed:
     """The same run with several seeds, each in a folder of its own; then their mean, spread and paired differences."""
     directory = run_directory(config, "seeds", world)
-    split_seed = config.seed if config.split_seed is None else config.split_seed  # all seeds hold out the same images
+    if config.dry_run:
+        return run_each_seed(config, world, stop, directory)[0]
     finished = (directory / RESULTS).exists() and resume.read_arguments(directory)["epochs"] == config.epochs
-    if world.first and not config.dry_run and not finished:
-        files.make_directory(directory)
-        resume.write_arguments(directory, config, {})
-    documents = []
+    with owned(directory, config, world):
+        if world.first and not finished:
+            resume.write_arguments(directory, config, {})
+        documents = [document for document, _ in run_each_seed(config, world, stop, directory)]
+        if not world.first:
+            return {}, ""
+        document = {**seeds.summarise(documents), "output": str(directory)}
+        seeds.write(document, directory)
+    return document, seeds.text(document)
+
+
+def run_each_seed(config: Config, world: World, stop: StopSignal, directory: Path) -> list[Printed]:
+    """One run per seed, each in a folder of its own; of a dry run the first one's plan."""
+    split_seed = config.seed if config.split_seed is None else config.split_seed  # all seeds hold out the same images
+    printed: list[Printed] = []
     for seed in range(config.seed, config.seed + config.seeds):
         folder = directory / f"seed-{seed}"
         begun = processes.broadcast((folder / resume.ARGUMENTS).exists())
         one = replace(
             config, seed=seed, seeds=1, split_seed=split_seed, output=str(folder), resume=str(folder) if begun else None
         )
-        printed = run_one(one, world, stop, str(directory))
+        printed.append(run_one(one, world, stop, str(directory)))
         if config.dry_run:
-            return printed
-        documents.append(printed[0])
-    if not world.first:
-        return {}, ""
-    document = {**seeds.summarise(documents), "output": str(directory)}
-    seeds.write(document, directory)
-    return document, seeds.text(document)
+            break
+    return printed
 
 
 def run_one(config: Config, world: World, stop: StopSignal, folder: str | None = None) -> Printed:
@@ -92,21 +100,37 @@ def run_one(config: Config, world: World, stop: StopSignal, folder: str | None =
     announce(parts)
     if config.dry_run:
         return plan.make(parts, directory)
-    if world.first:
-        files.make_directory(directory)
+    with owned(directory, config, world):
+        if world.first:
+            if finished:
+                parts.context.console.say(extension.keep_results(directory, finished.epochs, config.epochs))
+            resume.write_arguments(directory, config, found_out(parts))
+        result = carry_out(parts, directory, start)
+    return (result.document(), result.text()) if result else ({}, "")
+
+
+@contextmanager
+def owned(directory: Path, config: Config, world: World) -> Iterator[None]:
+    """Make the folder of a run, or find it, and be its only writer; another process but the first does nothing."""
+    if not world.first:
+        yield
+        return
+    with files.locked(files.make_directory(directory)):
+        if not config.resume:
+            files.choose_directory(str(directory), "")  # another run may have begun there since it was chosen
         files.remove_partial(directory)
-        if finished:
-            parts.context.console.say(extension.keep_results(directory, finished.epochs, config.epochs))
-        resume.write_arguments(directory, config, found_out(parts))
+        yield
+
+
+def carry_out(parts: Parts, directory: Path, start: float) -> RunResult | None:
+    """Evaluate, train every arm that is not done, and conclude; the result in the first process."""
+    world, config = parts.context.world, parts.context.config
     evaluations = Evaluations(directory, world.first)
     evaluate_before(parts, evaluations)
     for arm in parts.arms:
         if not processes.broadcast(arm.name in evaluations.rows and extension.is_trained(arm, config.epochs)):
             train_arm(arm, parts, evaluations)
-    if not world.first:
-        return {}, ""
-    result = conclude(parts, evaluations, directory, round(time.perf_counter() - start, 1))
-    return result.document(), result.text()
+    return conclude(parts, evaluations, directory, round(time.perf_counter() - start, 1)) if world.first else None
 
 
 def evaluate_before(parts: Parts, evaluations: Evaluations) -> None:
@@ -134,7 +158,6 @@ def train_arm(arm: Arm, parts: Parts, evaluations: Evaluations) -> None:
     context = parts.context
     if context.world.first:
         files.make_directory(arm.directory)
-        files.remove_partial(arm.directory)
     processes.broadcast(None)  # the others look into the folder when it is there
     model, architecture = parts.models.build(arm), parts.models.architecture(arm)
     trainer = Trainer(model, architecture, parts.teacher, parts.train(), parts.val, arm, context)

@@ -54,7 +54,7 @@ def save_model(
             save_for_hf(model, str(beside), model_config=about, data_config=data_config, safe_serialization=True)
             shutil.copymode(beside / "config.json", beside / WEIGHTS[-1])
         for name in WEIGHTS:  # the weights last: where they are, the arm is done
-            (beside / name).replace(directory / name)
+            files.put_in_place(beside / name, directory / name)
         shutil.rmtree(beside, ignore_errors=True)
 
 

@@ -20,6 +20,7 @@ from ..errors import CheckpointError, UsageError, one_line
 from ..runtime.console import Console
 from ..runtime.processes import World
 from ..runtime.signals import StopSignal
+from .load_errors import offline_if_silent
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def load_teacher(config: Config, num_classes: int, device: torch.device) -> nn.M
     if not config.teacher:
         return None
     try:
-        teacher = timm.create_model(config.teacher, pretrained=True)
+        with offline_if_silent() if not config.teacher.startswith("local-dir:") else nullcontext():
+            teacher = timm.create_model(config.teacher, pretrained=True)
     except Exception as error:  # unknown name, no network, a damaged file: each library has its own
         raise CheckpointError(f"cannot load the --teacher {config.teacher}: {one_line(error)[:300]}") from error
     if teacher.num_classes != num_classes:

@@ -6,21 +6,23 @@ import os
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 import torch
 from torch import nn
 
 from ..config import Config
 from ..data.loaders import BatchLoader
-from ..errors import CheckpointError
-from ..runtime import files, processes
+from ..errors import CheckpointError, one_line
+from ..runtime import files, processes, records
 from ..tasks import classification
 from . import setup
 from .arms import Arm
 
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "best.pth.tar"
 RAW, EMA = "raw", "ema"
+# of a checkpoint that can be gone on from
+KEYS = {"epoch": int, "epochs": int, "state_dict": dict, "optimizer": dict, "scaler": dict, "train_state": dict}
 
 
 @dataclass
@@ -47,6 +49,9 @@ class TrainState:
     epochs_since_best: int = 0
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     done: bool = False
+
+
+STATE = get_type_hints(TrainState)
 
 
 class Training(Protocol):
@@ -122,13 +127,19 @@ def restore(trainer: Training) -> str | None:
     if content is None:
         return warning
     own = [{key: value for key, value in group.items() if key != "params"} for group in trainer.optimizer.param_groups]
-    setup.load_state_dicts(trainer.model, trainer.optimizer, content, trainer.config.fsdp)
+    try:
+        setup.load_state_dicts(trainer.model, trainer.optimizer, content, trainer.config.fsdp)
+        trainer.scaler.load_state_dict(content["scaler"])
+        if trainer.ema is not None:
+            trainer.ema.load_state_dict(content["state_dict_ema"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the checkpoint in {trainer.arm.directory} is not of this {trainer.arm.name} model: "
+            f"{one_line(error)[:200]}. Start anew with another --output."
+        ) from error
     for group, values in zip(trainer.optimizer.param_groups, own, strict=True):
         group.update(values)  # this run's rates and decay, which may have been changed, not the checkpoint's
-    trainer.scaler.load_state_dict(content["scaler"])
-    trainer.state = TrainState(**content["train_state"])
-    if trainer.ema is not None:
-        trainer.ema.load_state_dict(content["state_dict_ema"])
+    trainer.state = TrainState(**{name: content["train_state"][name] for name in STATE})
     if content["epochs"] != trainer.config.epochs:
         trainer.state.done, trainer.state.epochs_since_best = False, 0
     return warning
@@ -136,15 +147,8 @@ def restore(trainer: Training) -> str | None:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint that survives a crash of the machine; the one before stays beside it as previous.pth.tar."""
-
-    def dump(beside: Path) -> None:
-        with beside.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-
     if path.name == LAST and path.exists():
-        keep = path.with_name(f".{PREVIOUS}.{os.getpid()}")
+        keep = path.with_name(f".{PREVIOUS}.{os.getpid()}{files.PART}")
         keep.unlink(missing_ok=True)
         try:
             os.link(path, keep)  # a second name: at no instant is there no complete checkpoint under LAST
@@ -152,6 +156,11 @@ def write(path: Path, content: dict[str, Any]) -> None:
             keep = path
         with files.writing(path):
             keep.replace(path.with_name(PREVIOUS))
+
+    def dump(beside: Path) -> None:
+        with beside.open("wb") as file:
+            torch.save(content, file)
+
     files.write_atomic(path, dump)
 
 
@@ -171,10 +180,10 @@ def read_newest(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
         path = directory / name
         if not path.exists():
             continue
-        if fault := _fault(path):
+        content, fault = _read(path)
+        if content is None:
             damaged.append(f"{path} is damaged ({fault})")
             continue
-        content = torch.load(path, map_location="cpu", weights_only=True)
         after = f"after {content['epoch'] + 1} complete epochs"
         return content, f"{'; '.join(damaged)}: going on from {path}, {after}." if damaged else None
     if damaged:
@@ -182,10 +191,16 @@ def read_newest(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
     return None, None
 
 
-def _fault(path: Path) -> str | None:
+def _read(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """A checkpoint, or None and what is wrong with it."""
     try:
         with zipfile.ZipFile(path) as file:
-            bad = file.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        return str(error) or "truncated"
-    return f"wrong checksum of {bad}" if bad else None
+            if bad := file.testzip():
+                return None, f"wrong checksum of {bad}"
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is no checkpoint makes zipfile and torch raise all kinds
+        return None, one_line(error)[:200] if str(error) else "truncated"
+    if not isinstance(content, dict):
+        return None, f"a {type(content).__name__}, no checkpoint"
+    fault = records.misfit(content, KEYS) or records.misfit(content["train_state"], STATE)
+    return (None, fault) if fault else (content, "")

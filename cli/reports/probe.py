@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runtime import files
 from .html import Section, render
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def write_report(
         sections.append(Section("Patch tokens as colours", [COLORS], plots))
     sections.append(Section("How it was done", [f"{topic}: {words}." for topic, words in result.protocol.items()]))
     introduction = [INTRODUCTION, f"Models: {names}. Images: {images}."]
-    (output / "report.html").write_text(render("What frozen features are worth", introduction, sections))
+    files.write_text(output / "report.html", render("What frozen features are worth", introduction, sections))
 
 
 SCORES = (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from ..runtime import files, processes
+from ..errors import CheckpointError
+from ..runtime import files, processes, records
 from . import tables, verdict
 
 RESULTS, EVALUATIONS = "results.json", "evaluations.json"  # where the first is, the run is finished
@@ -59,8 +60,12 @@ class RunResult:
         path = directory / RESULTS
         if not path.exists():
             return None
-        document = json.loads(path.read_text())
-        return cls(**{item.name: document[item.name] for item in fields(cls)})
+        document = records.read_json(path, KINDS)
+        _check_rows(document["models"], path)
+        arms = [*document["arms"], document["main"], tables.CHECKPOINT]
+        if missing := [name for name in arms if name not in document["models"]]:
+            raise CheckpointError(f"{path}: models has no {missing[0]}. Repair it, or start anew.")
+        return cls(**{name: document[name] for name in KINDS})
 
     @property
     def methods(self) -> list[str]:
@@ -79,10 +84,10 @@ class RunResult:
         return {**asdict(self), "verdict": self.sentences}
 
     def write(self, directory: Path) -> None:
-        """Write results.json, with the table's cells for the model card, and README.md."""
+        """Write README.md and, last, results.json, with the table's cells for the model card."""
         document = {**self.document(), "table": self.rows}
-        files.write_text(directory / RESULTS, json.dumps(document, indent=2) + "\n")
         files.write_text(directory / "README.md", self.readme())
+        files.write_text(directory / RESULTS, json.dumps(document, indent=2) + "\n")
 
     def text(self) -> str:
         """For the terminal: the table, the verdict, and how to load the model."""
@@ -93,7 +98,10 @@ class RunResult:
         )
 
     def load_lines(self) -> list[str]:
-        return ["import timm, timm_neutreno", f'model = timm.create_model("local-dir:{self.output}", pretrained=True)']
+        return [
+            "import timm, timm_neutreno",
+            f"model = timm.create_model({json.dumps('local-dir:' + self.output, ensure_ascii=False)}, pretrained=True)",
+        ]
 
     def _plans(self) -> str:
         if not self.epochs_before:
@@ -104,13 +112,16 @@ class RunResult:
         )
 
     def readme(self) -> str:
+        from timm_neutreno.hub.card import escaped
+
         images = self.models[self.main]["images"]
         skipped = f" Unreadable images were passed over {self.skipped_images} times." if self.skipped_images else ""
         lines = [
             "# NeuTRENO adaptation",
             "",
-            f"Checkpoint: {self.checkpoint}. Data: {self.data}, evaluated on {images} val images. {self.epochs} "
-            f"epochs, seed {self.seed}, {self.device}. Weights of the last epoch.{skipped}{self._plans()}",
+            f"Checkpoint: {escaped(self.checkpoint)}. Data: {escaped(self.data)}, evaluated on {images} val images. "
+            f"{self.epochs} epochs, seed {self.seed}, {self.device}. Weights of the last epoch.{skipped}"
+            f"{self._plans()}",
             "",
             tables.markdown(self.rows),
             "",
@@ -132,6 +143,41 @@ class RunResult:
         return "\n".join(lines)
 
 
+KINDS = get_type_hints(RunResult)
+ROW = {
+    "images": int, "strengths": dict[str, dict[str, float]], **dict.fromkeys(tables.METRICS, float),
+    "similarity": list[float], "similarity_error": float,
+}  # fmt: skip
+
+
+def _check_rows(rows: dict[str, Any], path: Path) -> None:
+    """Refuse rows that `evaluate` cannot have given.
+
+    Raises:
+        CheckpointError: With the first of them.
+    """
+    for name, row in rows.items():
+        fault = records.misfit(row, ROW) if isinstance(row, dict) else "it is no mapping"
+        fault = fault or _impossible(row)
+        if fault:
+            raise CheckpointError(f"{path}: of {name}, {fault}. Repair it, or start anew.")
+
+
+def _impossible(row: dict[str, Any]) -> str:
+    """What no evaluation gives, in words; "" if nothing."""
+    if not row["similarity"]:
+        return "similarity is empty"
+    if not 0 < row["images"] < 10**12:
+        return f"images cannot be {row['images']}"
+    for metric in tables.METRICS.keys() - {"loss", "similarity"}:  # a loss may overflow
+        if not abs(row[metric]) <= 100:
+            return f"{metric} cannot be {row[metric]}"
+    for strength, figures in row["strengths"].items():
+        if {"mean_abs", "min", "max"} - figures.keys():
+            return f"the figures of {strength} are incomplete"
+    return ""
+
+
 class Evaluations:
     """The run's evaluations, kept in a file as they come: a resumed run does not make them again.
 
@@ -142,7 +188,8 @@ class Evaluations:
 
     def __init__(self, directory: Path, writes: bool):
         self.path, self.writes = directory / EVALUATIONS, writes
-        known = json.loads(self.path.read_text()) if writes and self.path.exists() else {}
+        known = records.read_json(self.path, {}) if writes and self.path.exists() else {}
+        _check_rows(known, self.path)
         self.rows: dict[str, dict[str, Any]] = processes.broadcast(known)
 
     def add(self, key: str, evaluation: dict[str, Any]) -> None:

@@ -122,7 +122,9 @@ def _spread(figure: dict[str, Any], digits: int) -> str:
 
 def readme(result: dict[str, Any], title: str = "NeuTRENO adaptation, several seeds") -> str:
     """The README of the folder that holds the runs."""
-    facts = [f"{name.capitalize()}: {result[name]}." for name in SAME if name in result]
+    from timm_neutreno.hub.card import escaped
+
+    facts = [f"{name.capitalize()}: {escaped(str(result[name]))}." for name in SAME if name in result]
     lines = [
         f"# {title}",
         "",
@@ -158,9 +160,9 @@ def _difference_cells(result: dict[str, Any]) -> list[list[str]]:
 
 
 def write(result: dict[str, Any], directory: Path) -> None:
-    """Write results.json and README.md of the folder that holds the runs."""
-    files.write_text(directory / RESULTS, json.dumps(result, indent=2) + "\n")
+    """Write README.md and results.json of the folder that holds the runs."""
     files.write_text(directory / "README.md", readme(result))
+    files.write_text(directory / RESULTS, json.dumps(result, indent=2) + "\n")
 
 
 def text(result: dict[str, Any]) -> str:

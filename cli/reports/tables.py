@@ -69,6 +69,9 @@ def plain(rows: Cells) -> str:
 
 
 def markdown(rows: Cells) -> str:
+    from timm_neutreno.hub.card import escaped
+
+    rows = [[escaped(cell) for cell in row] for row in rows]
     header, *rest = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([header, "|" + "---|" * len(rows[0]), *rest])
 

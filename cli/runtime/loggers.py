@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, one_line
-from . import files
+from . import files, records
 
 JSONL, CSV = "metrics.jsonl", "metrics.csv"
 FIRST = ("arm", "epoch", "step")  # say where a figure belongs; the other keys of a record are figures
@@ -53,8 +53,10 @@ class Loggers:
         """
         self.records.append(record)
         path = self.directory / JSONL
-        with files.writing(path), path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with files.writing(path):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            files.sync(path)
         _write_csv(self.directory, self.records)
         for name, other in list(self.others.items()):
             with self._optional(name):
@@ -114,20 +116,10 @@ def rewind(directory: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict
     path = directory / JSONL
     if not path.exists():
         return []
-    records = [record for record in _whole_lines(path) if keep(record)]
-    files.write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-    _write_csv(directory, records)
-    return records
-
-
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict):
-            yield record
+    kept = [record for record in records.read_lines(path, {"arm": str, "epoch": int}) if keep(record)]
+    files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    _write_csv(directory, kept)
+    return kept
 
 
 def _write_csv(directory: Path, records: list[dict[str, Any]]) -> None:
@@ -137,7 +129,7 @@ def _write_csv(directory: Path, records: list[dict[str, Any]]) -> None:
     columns |= dict.fromkeys(key for record in plain for key in record)
 
     def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, list(columns), restval="")
             table.writeheader()
             table.writerows(plain)
@@ -185,9 +177,10 @@ class Wandb:
 
         path = directory / "wandb_id"
         if not path.exists():
-            path.write_text(uuid.uuid4().hex[:12])
+            files.write_text(path, uuid.uuid4().hex[:12])
+        number = path.read_text(encoding="utf-8")
         self.run = wandb.init(
-            project=PROJECT, name=run_name, config=config, dir=str(directory), id=path.read_text(), resume="allow"
+            project=PROJECT, name=run_name, config=config, dir=str(directory), id=number, resume="allow"
         )
         self.run.define_metric("*", step_metric="step")  # W&B's own counter cannot go back when a run is resumed
 

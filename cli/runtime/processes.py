@@ -11,12 +11,14 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from ..errors import CliError, UsageError
+from ..errors import CliError, UsageError, one_line
 
 # what ends a run. SLURM sends SIGTERM, or what --signal names: mostly USR1. A lost terminal sends HUP.
 SIGNALS = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
@@ -49,32 +51,70 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     if "RANK" in variables and "WORLD_SIZE" in variables:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         return {name: variables[name] for name in names if name in variables}
-    if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
+    if _number(variables, "SLURM_STEP_NUM_TASKS", 1) < 2:
         return {}
-    port = 20000 + int(variables.get("SLURM_JOB_ID", 0)) % 20000
+    port = 20000 + _number(variables, "SLURM_JOB_ID", 0) % 20000
     return {
-        "RANK": variables["SLURM_PROCID"],
-        "LOCAL_RANK": variables["SLURM_LOCALID"],
+        "RANK": str(_number(variables, "SLURM_PROCID")),
+        "LOCAL_RANK": str(_number(variables, "SLURM_LOCALID")),
         "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
-        "MASTER_ADDR": variables.get("MASTER_ADDR") or first_host(variables["SLURM_STEP_NODELIST"]),
+        "MASTER_ADDR": variables.get("MASTER_ADDR") or first_host(variables.get("SLURM_STEP_NODELIST", "")),
         "MASTER_PORT": variables.get("MASTER_PORT") or str(port),
     }
+
+
+def _number(variables: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """A number that the launcher has set.
+
+    Raises:
+        UsageError: If it is none, or missing without a default.
+    """
+    value = variables.get(name, default)
+    if value is None or not re.fullmatch(r"\d{1,9}", str(value)):
+        raise UsageError(
+            f"the launcher's variable {name} is {value or 'missing'}, no number: start with torchrun or srun."
+        )
+    return int(value)
 
 
 def first_host(nodelist: str) -> str:
     """The first machine of SLURM's notation: gpu[07-09,12],login1 -> gpu07."""
     match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", nodelist)
-    assert match is not None
+    if match is None:
+        raise UsageError(f"the launcher's variable SLURM_STEP_NODELIST is {nodelist or 'missing'}: start with srun.")
     return "".join(part or "" for part in match.groups())
 
 
 def rank() -> int:
-    """Of this process, also before `init`."""
-    return int(environment(os.environ).get("RANK", 0))
+    """Of this process, also before `init`; 0 where the launcher's variables are wrong, which `init` says."""
+    try:
+        return _number(environment(os.environ), "RANK", 0)
+    except UsageError:
+        return 0
 
 
 def in_worker() -> bool:
-    return bool(environment(os.environ))
+    """Whether a launcher has started this process among others."""
+    try:
+        return bool(environment(os.environ))
+    except UsageError:
+        return False
+
+
+def end_with_parent() -> None:
+    """In a worker: stop as by SIGTERM when the launcher is gone, which could not say so if it was killed."""
+    if not in_worker():
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)  # as long as torch's launcher leaves a worker to save
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def init(device: str | None) -> World:
@@ -84,7 +124,7 @@ def init(device: str | None) -> World:
         UsageError: If the launcher's environment is incomplete, or there are more processes than GPUs.
     """
     variables = environment(os.environ)
-    if int(variables.get("WORLD_SIZE", 1)) < 2:
+    if _number(variables, "WORLD_SIZE", 1) < 2:
         return World()
     missing = {"MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"} - set(variables)
     if missing:
@@ -94,7 +134,10 @@ def init(device: str | None) -> World:
     import torch
     import torch.distributed as dist
 
-    found = World(int(variables["RANK"]), int(variables["LOCAL_RANK"]), int(variables["WORLD_SIZE"]))
+    found = World(*(_number(variables, name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+    if found.rank >= found.size:
+        raise UsageError(f"the launcher says RANK {found.rank} of WORLD_SIZE {found.size}: ranks count from 0.")
+    port = _number(variables, "MASTER_PORT")
     on_gpu = not (device or "").startswith("cpu") and torch.cuda.is_available()
     if on_gpu:
         if found.local_rank >= torch.cuda.device_count():
@@ -104,11 +147,16 @@ def init(device: str | None) -> World:
             )
         torch.cuda.set_device(found.local_rank)
     os.environ.update(variables)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        timeout=timedelta(minutes=30),
-        device_id=torch.device("cuda", found.local_rank) if on_gpu else None,
-    )
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            timeout=timedelta(minutes=30),
+            device_id=torch.device("cuda", found.local_rank) if on_gpu else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = f"{variables['MASTER_ADDR']}:{port}"
+        taken = "another program has it: set another MASTER_PORT. " if "EADDRINUSE" in str(error) else ""
+        raise UsageError(f"the processes cannot meet at {where}: {taken}{one_line(error)[:160]}") from error
     return found
 
 

@@ -12,6 +12,19 @@ from . import processes
 SIGNALS = [getattr(signal, name) for name in processes.SIGNALS]
 
 
+class Interruption:
+    """Whether Ctrl-C came while nobody else had taken it: before a run begins, or in a command that saves nothing."""
+
+    def __init__(self) -> None:
+        self.came = False
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self.receive)
+
+    def receive(self, number: int, frame: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
 class StopSignal:
     """Whether the run has been asked to stop, and by what.
 

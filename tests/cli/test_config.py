@@ -224,6 +224,12 @@ def given(name: str, value: object, monkeypatch) -> Config:
     return config_of(*words)
 
 
+def written(name: str, value: object) -> str:
+    """The args.yaml of a run that was started with an option."""
+    own = settings.to_yaml(replace(Config(recipe="finetune"), **{name: value}))
+    return yaml.safe_dump({**own, "versions": {}})
+
+
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "resume"])
 def test_an_option_on_resume_is_refused_or_obeyed_as_its_field_says(name, tmp_path, monkeypatch):
     """Given with its default, in a run that was made with another value."""
@@ -231,8 +237,7 @@ def test_an_option_on_resume_is_refused_or_obeyed_as_its_field_says(name, tmp_pa
     config = given(name, now, monkeypatch)
     assert getattr(config, name) == now
     assert name in config.given
-    own = settings.to_yaml(replace(Config(recipe="finetune"), **{name: then}))
-    (tmp_path / "args.yaml").write_text(yaml.safe_dump({**own, "versions": {}}))
+    (tmp_path / "args.yaml").write_text(written(name, then))
     config = replace(config, resume=str(tmp_path))
     if OPTIONS[name].resume == SAME:
         with pytest.raises(UsageError, match=re.escape(f"{settings.flag(name)} {then} in the run, {now} now")):
@@ -244,8 +249,7 @@ def test_an_option_on_resume_is_refused_or_obeyed_as_its_field_says(name, tmp_pa
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "resume"])
 def test_an_option_that_is_not_given_on_resume_is_the_runs_or_starts_anew(name, tmp_path):
     then = two_values(name)[1]
-    own = settings.to_yaml(replace(Config(recipe="finetune"), **{name: then}))
-    (tmp_path / "args.yaml").write_text(yaml.safe_dump({**own, "versions": {}}))
+    (tmp_path / "args.yaml").write_text(written(name, then))
     found = resume.find_run(config_of("--resume", tmp_path))
     assert getattr(found, name) == (getattr(Config(), name) if OPTIONS[name].resume == ONCE else then)
 
@@ -295,13 +299,70 @@ def test_a_number_outside_its_range_is_refused(name):
 # --- a run's own args.yaml
 
 
-def test_an_earlier_run_decides_neither_folder_nor_voice_nor_publication(file):
-    arguments = {"output": "/old", "quiet": True, "json": True, "push_to_hub": "me/model", "private": True}
-    values = parsed("--config", file(yaml.safe_dump({**arguments, "epochs": 3, "class_names": [], "versions": {}})))
-    given = {name: values[name] for name in ("output", "quiet", "json", "push_to_hub", "private", "epochs")}
-    assert given == {
-        "output": None, "quiet": False, "json": False, "push_to_hub": None, "private": False, "epochs": 3,
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("output: /elsewhere", "output holds for one start"),
+        ("push_to_hub: me/model", "push_to_hub holds for one start"),
+        ("quiet: true", "quiet holds for one start"),
+        ("epcohs: 3", "unknown key 'epcohs'. Did you mean: epochs?"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--config", "--resume"])
+def test_nothing_that_was_written_into_a_runs_arguments_is_passed_over(tmp_path, fails, option, line, words):
+    """Neither folder nor voice nor publication of an earlier run: and whoever asks for it there is told."""
+    path = tmp_path / "args.yaml"
+    path.write_text(f"{yaml.safe_dump({**settings.to_yaml(Config(recipe='finetune')), 'versions': {}})}{line}\n")
+    assert f"{path}: {words}" in fails(option, path if option == "--config" else tmp_path)
+
+
+def test_a_runs_arguments_hold_what_the_next_start_takes(file):
+    facts = {"class_names": [], "data_config": {}, "versions": {}, "output": None, "private": False}
+    values = parsed(
+        "--config", file(yaml.safe_dump({**settings.to_yaml(Config(recipe="finetune", epochs=3)), **facts}))
+    )
+    assert values["epochs"] == 3
+    assert not {name for name, option in OPTIONS.items() if option.resume == ONCE} & settings.to_yaml(Config()).keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epochs: three", "epochs must be of the kind int"),
+        ("mixup: [1]", "mixup must be of the kind float"),
+        ("control: 1", "control must be of the kind bool"),
+        ("method: neutreno", r"method must be of the kind list\[str\]"),
+        ("data_fingerprint: 3", "data_fingerprint must be"),
+        ("resumed: 3", "resumed must be"),
+        ("[" * 5000, "nested too deeply"),
+        (f"epochs: {'9' * 5000}", "limit|Exceeds"),
+        ("epochs: \0", "cannot read"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(tmp_path, text, words):
+    (tmp_path / "args.yaml").write_text(text if text.startswith("[") else f"versions: {{}}\n{text}")
+    with pytest.raises(CheckpointError, match=words) as refused:
+        resume.find_run(Config(resume=str(tmp_path)))
+    assert str(tmp_path / "args.yaml") in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, f"epochs: {'9' * 5000}"])
+def test_a_file_of_options_that_no_parser_can_end(file, fails, text):
+    assert "is not YAML" in fails("--config", file(text))
+    assert "--set take key=value" in fails("--set", f"fidelity={text}")
+
+
+def test_places_are_recorded_so_that_they_are_found_from_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "w.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    config = config_of("--data", "images", "--checkpoint", "w.pth", "--data-dir", "none")
+    recorded = settings.to_yaml(config)
+    assert (recorded["data"], recorded["checkpoint"]) == (str(tmp_path / "images"), str(tmp_path / "w.pth"))
+    assert recorded["data_dir"] == "none"
+    old = settings.from_yaml({"data": "images"})  # as earlier versions recorded it: the same place, no other data
+    assert settings.changes(config, replace(old, checkpoint=config.checkpoint, recipe=config.recipe)) == {}
+    assert config_of("--checkpoint", "demo", "--data", "torch/cifar10").data == "torch/cifar10"
 
 
 def test_model_kwargs_come_back_as_they_were(file):

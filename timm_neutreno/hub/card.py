@@ -89,7 +89,7 @@ def _split(text: str) -> tuple[dict[str, Any], str]:
         return {}, text
     try:
         metadata = yaml.safe_load(match[1]) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(
             "The metadata between the --- lines of README.md is not YAML: repair it, then push."
         ) from error
@@ -144,6 +144,11 @@ def shown(label: str) -> str:
     return LOCAL.sub("", label.rstrip("/\\"), count=1) if LOCAL.match(label) else label
 
 
+def escaped(text: str) -> str:
+    """A name as Markdown shows it letter by letter, in one line: no table cell, tag or link begins in it."""
+    return re.sub(r"([|<>`*\[\]\\])", r"\\\1", " ".join(text.split()))
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "images"
 
@@ -184,11 +189,10 @@ def _model(config: dict[str, Any], results: dict[str, Any] | None, license: str 
     ]
     if results:
         base = results.get("base_model")
-        lines.append(
-            f"- Adapted from: {f'[{base}](https://huggingface.co/{base})' if base else shown(results['checkpoint'])}"
-        )
+        link = f"[{base}](https://huggingface.co/{base})"
+        lines.append(f"- Adapted from: {link if base else escaped(shown(results['checkpoint']))}")
     lines.append(
-        f"- Licence: {license}, the base model's" if license else "- Licence: the base model's, not known here"
+        f"- Licence: {escaped(license)}, the base model's" if license else "- Licence: the base model's, not known here"
     )
     return "\n".join(lines)
 
@@ -203,14 +207,14 @@ def _strength(arguments: dict[str, Any], name: str) -> str:
 def _results(results: dict[str, Any]) -> str:
     header, *rows = results["table"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
     images = results["models"][results["main"]]["images"]
     return "\n".join(
         [
             "## Results",
             "",
-            f"Data: {shown(results['data'])}, {images} val images, the same for every row. Accuracy in percent. "
-            "Similarity is the mean cosine similarity between the tokens of an image after the last block.",
+            f"Data: {escaped(shown(results['data']))}, {images} val images, the same for every row. Accuracy in "
+            "percent. Similarity is the mean cosine similarity between the tokens of an image after the last block.",
             "",
             *lines,
             "",
@@ -222,6 +226,8 @@ def _results(results: dict[str, Any]) -> str:
 
 
 def _recipe(arguments: dict[str, Any]) -> str:
-    recipe = ", ".join(f"{key} {arguments[key]}" for key in RECIPE if arguments.get(key) not in (None, ""))
-    versions = ", ".join(f"{key} {value}" for key, value in arguments.get("versions", {}).items())
+    recipe = ", ".join(
+        f"{key} {escaped(str(arguments[key]))}" for key in RECIPE if arguments.get(key) not in (None, "")
+    )
+    versions = ", ".join(f"{key} {escaped(str(value))}" for key, value in arguments.get("versions", {}).items())
     return f"## Recipe\n\n`neutreno-adapt` with {recipe}.\n\nVersions: {versions}."

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, get_session, hf_hub_download
 
-from .errors import PushError, asked_wait, explain, may_pass
+from .errors import PushError, asked_wait, explain, may_pass, understood
 
 QUICK = (1.0, 2.0)  # seconds between tries before a run: a wrong setting must show at once
 PATIENT = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # after a run, whose result is worth waiting for
+SILENCE = 30.0  # seconds in which nothing came of an answer; the client itself would wait for ever
 LONGEST = 300.0  # the Hub's window for rate limits
 # files of a repository that holds no model yet
 HARMLESS = re.compile(r"\.git(attributes|ignore)|(README|LICENSE|NOTICE)(\.\w+)?", re.IGNORECASE)
@@ -79,6 +80,11 @@ def prepare(target: Target, architecture: str, waits: tuple[float, ...] = QUICK)
         ValueError: If the name is none.
     """
     check_target(target)
+    with understood():
+        return _prepare(target, architecture, waits)
+
+
+def _prepare(target: Target, architecture: str, waits: tuple[float, ...]) -> Target:
     api = HfApi(library_name="timm_neutreno")
     account = retried(api.whoami, target, waits)
     if "/" not in target.repo_id:
@@ -183,7 +189,8 @@ def upload(
             return f"{address}/discussions/{open_pr.rpartition('/')[2]}"
         return done.pr_url or (f"{address}/tree/{target.revision}" if target.revision else address)
 
-    return retried(attempt, target, waits)
+    with understood():
+        return retried(attempt, target, waits)
 
 
 def _open_pull_request(api: HfApi, target: Target, title: str) -> str | None:
@@ -201,6 +208,19 @@ def _remote_text(target: Target, name: str, revision: str | None) -> str:
         return Path(path).read_text(encoding="utf-8")
 
 
+def limit_waiting() -> None:
+    """Give every request of the Hub's client a timeout, where it has none."""
+    session = get_session()
+    if _limit not in session.event_hooks["request"]:
+        session.event_hooks = {**session.event_hooks, "request": [*session.event_hooks["request"], _limit]}
+
+
+def _limit(request: Any) -> None:
+    given = request.extensions.get("timeout") or {}
+    kinds = ("connect", "read", "write", "pool")
+    request.extensions["timeout"] = {kind: given.get(kind) or SILENCE for kind in kinds}
+
+
 def retried(call: Callable[[], Result], target: Target, waits: tuple[float, ...]) -> Result:
     """Call until it succeeds; rate limits, server errors and lost connections are tried again.
 
@@ -208,6 +228,7 @@ def retried(call: Callable[[], Result], target: Target, waits: tuple[float, ...]
         PushError: When no more waits are left, or trying again cannot help.
     """
     for wait in (*waits, None):
+        limit_waiting()
         try:
             return call()
         except Exception as error:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -21,6 +25,22 @@ PASSING = (408, 409, 412, 429, 500, 502, 503, 504)  # 409 and 412: somebody else
 
 class PushError(RuntimeError):
     """A push that did not succeed, in one sentence."""
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Within it, an answer that the Hub would not give is one sentence.
+
+    Raises:
+        PushError: If what came is no JSON, or another document than the Hub's.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PushError(
+            f"what answers at {constants.ENDPOINT} is not the Hugging Face Hub ({type(error).__name__}). Check "
+            "HF_ENDPOINT, and whether a proxy or a login page answers."
+        ) from error
 
 
 def status_of(error: BaseException) -> int | None:
@@ -63,6 +83,10 @@ def explain(error: BaseException, repo_id: str, revision: str | None = None) -> 
         return f"{repo_id} has no revision {revision!r}. Give a branch, which is made if missing, or leave it out."
     if isinstance(error, ValueError) and "README.md" in str(error):
         return f"the Hub does not accept the metadata at the top of README.md in {repo_id}: {_words(str(error))}"
+    if isinstance(error, json.JSONDecodeError | KeyError | TypeError | AttributeError):
+        return (
+            "the answer is not one of the Hugging Face Hub. Check HF_ENDPOINT, and whether a proxy or portal answers."
+        )
     if is_lost_connection(error):
         return f"no connection to the Hugging Face Hub ({type(error).__name__}). Check the network and HF_ENDPOINT."
     if isinstance(error, HfHubHTTPError):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import HfApi
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from . import card, client
 from .errors import PushError
 from .save import save_pretrained
+
+PLOT = "similarity.png"
+SENT = ("model.safetensors", "config.json", PLOT)  # args.yaml and results.json stay: they hold paths of this machine
 
 
 def push_to_hub(
@@ -59,7 +64,7 @@ def push_folder(
     create_pr: bool = False,
 ) -> str:
     """Push a run directory, or what `save_pretrained` wrote. Arguments, result and errors as of `push_to_hub`."""
-    contents = _read(Path(directory))
+    contents = _contents(Path(directory))
     target = client.Target(repo_id, private, revision, create_pr)
     target = client.prepare(target, contents.config["architecture"])
     license = _license(contents.config, contents.results)
@@ -79,7 +84,7 @@ def preview(directory: str | os.PathLike[str], repo_id: str) -> tuple[str, list[
     Raises:
         PushError: If the card cannot be written.
     """
-    contents = _read(Path(directory))
+    contents = _contents(Path(directory))
     license = contents.results["license"] if contents.results else contents.config["pretrained_cfg"].get("license")
     return _card(contents, repo_id, license, None), list(contents.files.values())
 
@@ -93,16 +98,16 @@ class _Contents(NamedTuple):
     files: dict[str, Path]
 
 
-def _read(directory: Path) -> _Contents:
-    config = json.loads((directory / "config.json").read_text())
+def _contents(directory: Path) -> _Contents:
+    for name in SENT:
+        check_file(directory / name)
+    config = _read(directory / "config.json", json.loads)
     results = arguments = None
     if (directory / "results.json").is_file():
-        results = json.loads((directory / "results.json").read_text())
+        results = _read(directory / "results.json", json.loads)
         if (directory / "args.yaml").is_file():
-            arguments = yaml.safe_load((directory / "args.yaml").read_text())
-    # args.yaml and results.json stay here: they hold paths of this machine
-    names = ("model.safetensors", "config.json", *(("similarity.png",) if results else ()))
-    files = {name: directory / name for name in names if (directory / name).is_file()}
+            arguments = _read(directory / "args.yaml", yaml.safe_load)
+    files = {name: directory / name for name in SENT if (results or name != PLOT) and (directory / name).is_file()}
     return _Contents(config, results, arguments, files)
 
 
@@ -111,6 +116,32 @@ def _card(contents: _Contents, repo_id: str, license: str | None, old: str | Non
         return card.render(repo_id, contents.config, contents.results, contents.arguments, license, old)
     except ValueError as error:
         raise PushError(f"{repo_id}: {error}") from error
+
+
+def check_file(path: Path) -> None:
+    """Look into a file before it is sent.
+
+    Raises:
+        PushError: If it is a link out of its folder, whose target nobody asked to publish, or damaged weights.
+    """
+    if path.exists() and path.resolve().parent != path.parent.resolve():
+        raise PushError(f"{path} is a link to {path.resolve()}: copy the file, if that is what shall be published.")
+    if path.suffix == ".safetensors" and path.exists():
+        try:
+            with safe_open(path, "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise PushError(f"{path} is damaged, no safetensors file: {' '.join(str(error).split())[:200]}") from error
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise PushError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(found, dict):
+        raise PushError(f"cannot read {path}: it holds a {type(found).__name__}, no mapping.")
+    return found
 
 
 def _license(config: dict[str, Any], results: dict[str, Any] | None) -> str | None:

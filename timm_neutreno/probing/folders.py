@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..pictures import SUFFIXES
 from .errors import DataError
 from .masks import find_labels
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 PARTS = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
 FIFTH = 5
 Sample = tuple[Path, Any]  # an image and its class index, or the file of its mask

@@ -12,6 +12,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..pictures import UnreadableImage, read_rgb
 from .errors import DataError
 from .features import find_vit
 from .folders import PARTS, Folder, spread
@@ -44,9 +45,8 @@ class Images(Dataset):
     def __getitem__(self, number: int) -> tuple[Tensor, Any]:
         path, target = self.samples[number]
         try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
+            image = read_rgb(path)
+        except UnreadableImage as error:
             raise DataError(f"cannot read the image {path}: {error}. Repair or remove it.") from None
         return self.transform(image), (self.mask(target, image, path) if self.segmentation else target)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from ..pictures import UnreadableImage, opened
 from .errors import DataError
 
 
@@ -18,15 +18,15 @@ def read_mask(path: Path) -> np.ndarray:
         DataError: If the file cannot be read, or is no picture of indices.
     """
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "1", "I", "I;16"):
-                raise DataError(
-                    f"the mask {path} is a picture of mode {image.mode}; masks must hold a label index per "
-                    "pixel (mode L or P)."
-                )
-            return np.asarray(image).astype(np.int64)
-    except (OSError, SyntaxError) as error:
+        with opened(path) as image:
+            mode, labels = image.mode, np.asarray(image)
+    except UnreadableImage as error:
         raise DataError(f"cannot read the mask {path}: {error}.") from None
+    if mode not in ("L", "P", "1", "I", "I;16"):
+        raise DataError(
+            f"the mask {path} is a picture of mode {mode}; masks must hold a label index per pixel (mode L or P)."
+        )
+    return labels.astype(np.int64)
 
 
 def find_labels(masks: Iterable[Path], ignore_label: int | None, num_labels: int | None) -> list[str]:

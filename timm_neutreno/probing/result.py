@@ -111,7 +111,7 @@ class ProbeResult:
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> ProbeResult:
@@ -121,7 +121,7 @@ class ProbeResult:
             ValueError: If the file is not such a result.
         """
         try:
-            saved = json.loads(Path(path).read_text())
+            saved = json.loads(Path(path).read_text(encoding="utf-8"))
             rows = [
                 Row(**{**row, "scores": {probe: Score(**score) for probe, score in row["scores"].items()}})
                 for row in saved.pop("rows")

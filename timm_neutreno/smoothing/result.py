@@ -25,7 +25,7 @@ class Smoothing:
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Smoothing:
@@ -35,6 +35,6 @@ class Smoothing:
             ValueError: If the file is not such a result.
         """
         try:
-            return cls(**json.loads(Path(path).read_text()))
+            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a saved smoothing result: {error}.") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 
@@ -33,7 +34,8 @@ def saved(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"")
-    (folder / "config.json").write_text('{"architecture": "neutreno_vit_tiny_patch16_224"}')
+    config = {"architecture": "neutreno_vit_tiny_patch16_224", "num_classes": 10, "pretrained_cfg": {}}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -42,7 +44,7 @@ def test_no_finished_run(fails, tmp_path):
 
 
 def test_a_model_without_neutreno(fails, saved):
-    (saved / "config.json").write_text('{"architecture": "resnet50"}')
+    (saved / "config.json").write_text('{"architecture": "resnet50", "num_classes": 10, "pretrained_cfg": {}}')
     assert "holds resnet50, which is no NeuTRENO model" in fails(4, saved, "me/tiny")
     (saved / "config.json").write_text("{")
     assert "cannot read" in fails(4, saved, "me/tiny")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+from dataclasses import asdict
+
 import pytest
 import torch
 from timm_neutreno_cli.engine import state
@@ -9,7 +13,11 @@ from timm_neutreno_cli.errors import CheckpointError
 
 
 def content(epoch: int) -> dict:
-    return {"epoch": epoch, "state_dict": {"weight": torch.full((100,), float(epoch))}}
+    weights = {"weight": torch.full((100,), float(epoch))}
+    return {
+        "epoch": epoch, "epochs": 3, "state_dict": weights, "optimizer": {}, "scaler": {},
+        "train_state": asdict(state.TrainState(epoch=epoch + 1)),
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -45,6 +53,24 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(arm):
     assert found["epoch"] == 0
     assert warning.startswith(f"{arm / state.LAST} is damaged (wrong checksum of ")
     assert warning.endswith(f"going on from {arm / state.PREVIOUS}, after 1 complete epochs.")
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ({}, "epoch is missing"),
+        ([1], "a list, no checkpoint"),
+        ({**content(1), "train_state": {"epoch": 1}}, "step is missing"),
+        ({**content(1), "epochs": "3"}, "epochs must be of the kind int, got '3'"),
+        (None, "Weights only load failed|Unsupported"),
+    ],
+)
+def test_a_whole_file_that_is_no_checkpoint_is_passed_over_too(arm, last, words):
+    """Its checksums are right, and what is in it is not what we save: a pickle that would run code is one of them."""
+    torch.save(os.system if last is None else last, arm / state.LAST)
+    found, warning = state.read_newest(arm)
+    assert found["epoch"] == 0
+    assert re.search(words, warning), warning
 
 
 def test_two_damaged_ones(arm):

@@ -51,8 +51,8 @@ def test_an_error_that_is_no_write_s_comes_through(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed_and_the_rest_stays(tmp_path):
-    (tmp_path / ".last.pth.tar.123").write_text("")
-    (tmp_path / ".metrics.csv.9").write_text("")
+    (tmp_path / ".last.pth.tar.123.part").write_text("")
+    (tmp_path / ".metrics.csv.9.part").write_text("")
     (tmp_path / files.SAVING).mkdir()
     (tmp_path / files.SAVING / "model.safetensors").write_text("")
     (tmp_path / "last.pth.tar").write_text("")
