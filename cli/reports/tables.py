@@ -24,6 +24,18 @@ def label(key: str) -> str:
     return f"{name}, EMA" if sign + kind == EMA else name
 
 
+def count(number: float, word: str) -> str:
+    """A number with its word: 1 image, 1,200 images, 10 classes."""
+    ending = "" if number == 1 else "es" if word.endswith("s") else "s"
+    return f"{number:,g} {word}{ending}" if number < 1e6 else f"{number:,.0f} {word}{ending}"
+
+
+def in_words(found: Mapping[str, Any], new_head: bool) -> str:
+    """A model's figures in a line."""
+    accuracy = "a new head has no accuracy yet" if new_head else f"{found['top1']:.2f} % top-1"
+    return f"{accuracy} on {count(found['images'], 'image')}, token similarity {figure(found, 'similarity'):.3f}"
+
+
 def is_trained(key: str) -> bool:
     """Whether the row is of weights that were trained in the run."""
     return key != CHECKPOINT and not key.endswith(START)
