@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import files, processes
+from ..runtime.console import fold, width
 from . import tables, verdict
+from .tables import count
 
 RESULTS, EVALUATIONS = "results.json", "evaluations.json"  # where the first is, the run is finished
+REPORT = "report.html"
 
 
 @dataclass
@@ -76,7 +79,8 @@ class RunResult:
 
     def document(self) -> dict[str, Any]:
         """As --json prints it."""
-        return {**asdict(self), "verdict": self.sentences}
+        outcomes = verdict.outcomes(self.models, self.methods)
+        return {**asdict(self), "outcomes": outcomes, "verdict": self.sentences}
 
     def write(self, directory: Path) -> None:
         """Write results.json, with the table's cells for the model card, and README.md."""
@@ -86,10 +90,16 @@ class RunResult:
 
     def text(self) -> str:
         """For the terminal: the table, the verdict, and how to load the model."""
-        skipped = f"Unreadable images were passed over {self.skipped_images} times.\n" if self.skipped_images else ""
-        return (
-            f"\n{tables.plain(self.rows)}\n\n" + "\n".join(self.sentences) + f"\n{skipped}\n{self.seconds:.0f} s. "
-            f"Models, checkpoints and plot: {self.output}. Load {self.main} with:\n\n" + "\n".join(self.load_lines())
+        columns, lines = width(), [*self.sentences]
+        if self.skipped_images:
+            lines.append(f"Unreadable images were passed over {count(self.skipped_images, 'time')}.")
+        return "\n".join(
+            [
+                f"\n{tables.plain(self.rows, columns)}\n",
+                *(fold(line, columns) for line in lines),
+                f"\n{self.seconds:.0f} s. Report: {self.output}/{REPORT}\nLoad {self.main} with:\n",
+                *self.load_lines(),
+            ]
         )
 
     def load_lines(self) -> list[str]:
@@ -105,7 +115,8 @@ class RunResult:
 
     def readme(self) -> str:
         images = self.models[self.main]["images"]
-        skipped = f" Unreadable images were passed over {self.skipped_images} times." if self.skipped_images else ""
+        skipped = f" Unreadable images were passed over {count(self.skipped_images, 'time')}."
+        skipped = skipped if self.skipped_images else ""
         lines = [
             "# NeuTRENO adaptation",
             "",
