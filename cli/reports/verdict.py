@@ -109,7 +109,8 @@ def of_seeds(
     """What several seeds show: differences to the control by method and metric, of so many pairs."""
     if not differences:
         return [
-            f"{OPEN.capitalize()}: {ALONE}. {'Only one seed' if pairs else 'No seed'} has a control, and a comparison of "
+            f"{OPEN.capitalize()}: {ALONE}. {'Only one seed' if pairs else 'No seed'} has a control, and a comparison "
+            "of "
             f"seeds needs two. This says nothing for or against {' or '.join(methods)}."
         ]
     sentences = []

@@ -120,8 +120,10 @@ def test_arms_exchanged_turn_the_interval_round(pairs):
     [
         (
             [81.0, 81.1, 81.2],
-            "Better: neutreno against the control: +1.10 points of top-1, 95 % interval +0.85 to +1.35, mean of 3 seeds "
-            "on 100 images; better in 3 of them. Seeds that scatter as much can show a difference of 0.25 points or more.",
+            "Better: neutreno against the control: +1.10 points of top-1, 95 % interval +0.85 to +1.35, mean of 3 "
+            "seeds "
+            "on 100 images; better in 3 of them. Seeds that scatter as much can show a difference of 0.25 points or "
+            "more.",
         ),
         (
             [79.0, 85.0, 80.5],
@@ -132,7 +134,8 @@ def test_arms_exchanged_turn_the_interval_round(pairs):
         (
             [79.0, 79.1, 79.2],
             "Worse: neutreno against the control: -0.90 points of top-1, 95 % interval -1.15 to -0.65, mean of 3 seeds "
-            "on 100 images; better in 0 of them. Seeds that scatter as much can show a difference of 0.25 points or more.",
+            "on 100 images; better in 0 of them. Seeds that scatter as much can show a difference of 0.25 points or "
+            "more.",
         ),
         (
             [80.0, 80.0, 80.0],
@@ -140,7 +143,8 @@ def test_arms_exchanged_turn_the_interval_round(pairs):
         ),
         (
             [81.0] * 3,
-            "No difference shown: neutreno differs from the control by +1.00 points of top-1 in every one of 3 seeds on "
+            "No difference shown: neutreno differs from the control by +1.00 points of top-1 in every one of 3 seeds "
+            "on "
             "100 images. The same number of images each time (one is 1.00 points) gives no interval.",
         ),
     ],
@@ -170,7 +174,8 @@ def test_without_a_control_nothing_is_compared():
     result = summarise([document(seed, {ADAPTED: figures(80.0)}) for seed in (0, 1)])
     assert result["differences"] == {}
     assert result["verdict"] == [
-        "No difference shown: without a control, a gain may be fine-tuning alone. No seed has a control, and a comparison "
+        "No difference shown: without a control, a gain may be fine-tuning alone. No seed has a control, and a "
+        "comparison "
         "of seeds needs two. This says nothing for or against neutreno."
     ]
     assert result["outcomes"] == {ADAPTED: "no difference shown"}

@@ -63,7 +63,8 @@ def test_a_clear_loss():
 
 def test_a_tie():
     assert sentence(80.0, 80.0) == (
-        "No difference shown: neutreno and the control are equal at 80.00 % top-1, on 400 images with one seed. So many "
+        "No difference shown: neutreno and the control are equal at 80.00 % top-1, on 400 images with one seed. So "
+        "many "
         "images can show a difference of 5.56 points or more."
     )
     assert "difference of 0.69 points or more" in sentence(100.0, 100.0)  # not of 0: there are 400 images only
@@ -107,7 +108,7 @@ def test_similarity_is_told_beside_it_and_is_no_merit():
         "Token similarity in the last block: 0.310 in neutreno, 0.300 in the control: no difference shown, within the"
     )
     assert here in texts(80.0, 80.0, similarity=0.31)["terminal"]
-    there = "0.100 in neutreno, 0.300 in the control: lower, by more than the noise over images (0.014). Lower is not better"
+    there = "0.100 in neutreno, 0.300 in the control: lower, by more than the noise over images (0.014)."
     assert there in texts(80.0, 80.0, similarity=0.1)["terminal"]
 
 
