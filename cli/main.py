@@ -11,6 +11,7 @@ import typer
 
 from .commands.adapt import adapt, show_version
 from .commands.analyze import analyze
+from .commands.command import Command, Group
 from .commands.env import env
 from .commands.evaluate import evaluate
 from .commands.models import models
@@ -26,25 +27,37 @@ Version = Annotated[bool, typer.Option("--version", callback=show_version, is_ea
 
 
 def options(version: Version = False) -> None:
-    """NeuTRENO attention for any pretrained timm Vision Transformer."""
+    """NeuTRENO attention for any pretrained timm Vision Transformer.
+
+    # Try it with what is embedded: a small ViT, and handwritten digits
+      neutreno adapt
+    # Adapt a pretrained model to your own images, and compare it with a control
+      neutreno adapt --checkpoint deit_tiny --data photos/
+    # See how alike the tokens of two models become, layer by layer
+      neutreno analyze deit_tiny neutreno_deit_tiny --data photos/ --output smoothing
+    # What are frozen features worth, with and without NeuTRENO? Nothing is trained
+      neutreno probe deit_tiny --data photos/ --fidelity 0.02,0.05,0.1
+    # Which models of timm can have it?
+      neutreno models dinov2
+    """
 
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_settings=SETTINGS)
+app = typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=False, context_settings=SETTINGS)
 app.callback()(options)
-app.command()(adapt)
-app.command()(evaluate)
-app.command()(analyze)
-app.command()(models)
-app.command()(predict)
-app.command()(probe)
-app.command()(push)
-app.command()(runs)
-app.command()(env)
+app.command(cls=Command)(adapt)
+app.command(cls=Command)(evaluate)
+app.command(cls=Command)(analyze)
+app.command(cls=Command)(models)
+app.command(cls=Command)(predict)
+app.command(cls=Command)(probe)
+app.command(cls=Command)(push)
+app.command(cls=Command)(runs)
+app.command(cls=Command)(env)
 
 adapt_app = typer.Typer(pretty_exceptions_enable=False, context_settings=SETTINGS)
-adapt_app.command()(adapt)
+adapt_app.command(cls=Command)(adapt)
 
 
 def run(commands: typer.Typer) -> None:

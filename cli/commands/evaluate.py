@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..config import Config
+from ..config import Config, check
 from ..reports import tables
 from .options import takes_config
 
@@ -23,6 +23,7 @@ def evaluate(
 
     Options that are not given are the run's own. Exit codes: those of adapt.
     """
+    check(config)
     from ..engine.evaluate_model import evaluate_model
 
     document = evaluate_model(model, config)

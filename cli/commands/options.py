@@ -15,10 +15,16 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from .. import config as settings
-from ..config import OPTIONS, Config
+from ..config import MAIN, OPTIONS, Config
 from ..errors import UsageError, one_line
 from ..runtime import records
+from .completion import COMPLETIONS, words
 
+# a dozen options need fewer parts than all of them
+FEW_PANELS = {
+    **dict.fromkeys((settings.MODEL, settings.DATA), "Checkpoint and data"),
+    **dict.fromkeys((settings.SPEED, settings.LONG, settings.HUB), settings.RUN),
+}
 TYPES = get_type_hints(Config)
 WRITTEN_BY_A_RUN = "versions"  # the key by which args.yaml is known from a file that a person wrote
 
@@ -39,7 +45,7 @@ def takes_config(*names: str) -> Callable[[Callable[..., None]], Callable[..., N
             parsed = {name: parse(value) if (parse := OPTIONS[name].parse) else value for name, value in given.items()}
             function(settings.from_given(parsed), **{item.name: values[item.name] for item in own})
 
-        parameters = [_parameter(item) for item in fields(Config) if item.name in (names or OPTIONS)]
+        parameters = [_parameter(item, names) for item in fields(Config) if item.name in (names or OPTIONS)]
         context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
         # Typer reads names, types and defaults from the signature
         own = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in own]
@@ -56,8 +62,8 @@ def is_given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def _parameter(item: Any) -> inspect.Parameter:
-    """A field as Typer wants it."""
+def _parameter(item: Any, shown: tuple[str, ...]) -> inspect.Parameter:
+    """A field as Typer wants it; --help shows it if it is one of `shown`, or of MAIN if there are none."""
     option, kind, default = OPTIONS[item.name], TYPES[item.name], settings.default(item)
     if get_origin(kind) in (list, dict):
         kind, default = list[str] | None, None
@@ -65,10 +71,29 @@ def _parameter(item: Any) -> inspect.Parameter:
         kind, default = kind | None, None
     flags = option.flags or ((settings.flag(item.name),) if kind is bool and default is False else ())
     low = int(option.range[1:].split(",")[0]) if option.range and int in (kind, *get_args(kind)) else None
-    made = typer.Option(*flags, help=option.help, rich_help_panel=option.panel, show_envvar=False, min=low)
+    takes = "" if bool in (kind, *get_args(kind)) else "<int>" if low is not None else None
+    if option.choices and len("|".join(option.choices)) < 12:  # a long one would leave no room for the words
+        takes = "|".join(option.choices)
+    made = typer.Option(
+        *flags, help=option.help, rich_help_panel=FEW_PANELS.get(option.panel, option.panel), show_envvar=False,
+        min=low, metavar=takes, hidden=item.name not in (shown or MAIN),
+        show_default="(default: " not in option.help,
+        autocompletion=words(option.choices) if option.choices else COMPLETIONS.get(item.name),
+    )  # fmt: skip
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
     )
+
+
+def show_all(ctx: typer.Context, asked: bool) -> None:
+    """Callback of --help-all: --help with the options that it leaves out."""
+    if asked:
+        for option in ctx.command.params:
+            option.hidden = False  # type: ignore[attr-defined]
+            if option.name in OPTIONS:
+                option.rich_help_panel = OPTIONS[option.name].panel  # type: ignore[attr-defined]
+        print(ctx.get_help())
+        raise typer.Exit
 
 
 def read_file(ctx: typer.Context, path: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +15,7 @@ from timm_neutreno.smoothing import watch
 from ..data.loaders import BatchLoader
 from ..errors import Interrupted
 from ..runtime import processes
+from ..runtime.console import Console
 from ..runtime.signals import StopSignal
 from ..tasks import classification
 
@@ -32,6 +33,8 @@ def evaluate(
     *,
     similarity: bool = True,
     stop: StopSignal | None = None,
+    console: Console | None = None,
+    title: str = "evaluating",
 ) -> Evaluation:
     """Evaluate in eval mode, leaving the model's mode as it was.
 
@@ -45,6 +48,8 @@ def evaluate(
         autocast: Context for the forward passes.
         similarity: Measure it too; else the two keys are missing.
         stop: Asked before every batch.
+        console: Shows a bar; None for none.
+        title: Of the bar.
 
     Returns:
         {"strengths" (of each: "mean_abs" over layers and heads, "min", "max"), "images", "top1", "top5" (percent),
@@ -57,9 +62,10 @@ def evaluate(
     training = model.training
     model.eval()
     sums: list[tuple[Tensor, Tensor]] = []
+    tracked = (console or Console(quiet=True)).track(loader.batches, title, loader.steps)
     try:
-        with watch(model, [SIMILARITY]) if similarity else nullcontext() as recorder:
-            for images, target in loader.batches:
+        with watch(model, [SIMILARITY]) if similarity else nullcontext() as recorder, closing(tracked) as batches:
+            for images, target in batches:
                 if stop and stop.signal:
                     raise Interrupted(f"interrupted by {stop.signal} in an evaluation.")
                 with autocast:

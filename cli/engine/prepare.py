@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from timm_neutreno.names import neutreno_name
 from ..config import Config, check, resolve
 from ..data import loaders, sources
 from ..errors import UsageError
+from ..reports import cautions
+from ..reports.tables import count
 from ..runtime import files, processes
 from ..runtime.console import Console
 from ..runtime.processes import World
@@ -156,24 +159,29 @@ def check_warmup(config: Config, images: int) -> None:
 
 def announce(parts: Parts) -> None:
     """Say what is about to happen."""
-    context, config = parts.context, parts.context.config
-    say, world = context.console.say, context.world
+    context, config, datasets = parts.context, parts.context.config, parts.datasets
+    world, say = context.world, partial(context.console.say, indent=12)
     size = "x".join(map(str, parts.data_config["input_size"]))
     say(f"checkpoint  {parts.source.label} ({parts.source.arch}), input {size}")
     for note in parts.source.notes:
         say(f"weights     {note}")
-    say(f"data        {parts.datasets.label}: {parts.datasets.num_classes} classes")
+    classes, train, val = (
+        count(datasets.num_classes, "class"),
+        len(datasets.train),
+        count(len(datasets.val), "val image"),
+    )
+    say(f"data        {datasets.label}: {classes}, {train:,} train and {val}")
     for arm in parts.arms:
         options = ", ".join(f"{name} {value}" for name, value in arm.options.items() if value is not None)
-        warmup = f", rising over {arm.warmup:g} epochs" if arm.warmup else ""
+        warmup = f", rising over {count(arm.warmup, 'epoch')}" if arm.warmup else ""
         say(f"arm         {arm.name}{': ' if options else ''}{options}{warmup}")
-    count = f"{world.size} processes, " if world.size > 1 else ""
+    together = f"{world.size} processes, " if world.size > 1 else ""
     say(
-        f"training    {config.epochs} epochs, batch {config.batch_size}, AdamW {config.lr:.2e}, seed {config.seed}, "
-        f"{count}{context.device}"
+        f"training    {count(config.epochs, 'epoch')}, batch size {config.batch_size}, AdamW with lr {config.lr:.2e}, "
+        f"seed {config.seed}, {together}{context.device}"
     )
-    if parts.models.new_head:
-        say(f"head        initialised anew: {parts.models.new_head}")
+    for words in cautions.of_run(config, parts.source.notes, parts.models.new_head):
+        context.console.caution(words)
 
 
 def found_out(parts: Parts) -> dict[str, Any]:

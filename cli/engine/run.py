@@ -17,7 +17,7 @@ from timm_neutreno.smoothing import plot_similarity
 
 from ..config import Config
 from ..errors import CliError, Interrupted, one_line
-from ..reports import seeds, tables
+from ..reports import cautions, seeds, tables
 from ..reports.results import RESULTS, Evaluations, RunResult
 from ..runtime import files, processes
 from ..runtime.processes import World
@@ -83,13 +83,14 @@ def run_each_seed(config: Config, world: World, stop: StopSignal, directory: Pat
         one = replace(
             config, seed=seed, seeds=1, split_seed=split_seed, output=str(folder), resume=str(folder) if begun else None
         )
-        printed.append(run_one(one, world, stop, str(directory)))
+        seeds_after = config.seed + config.seeds - 1 - seed
+        printed.append(run_one(one, world, stop, str(directory), seeds_after))
         if config.dry_run:
             break
     return printed
 
 
-def run_one(config: Config, world: World, stop: StopSignal, folder: str | None = None) -> Printed:
+def run_one(config: Config, world: World, stop: StopSignal, folder: str | None = None, seeds_after: int = 0) -> Printed:
     """One seed: the story in order. `folder` is the one to name for resuming, if not the run's own."""
     start = time.perf_counter()
     finished = processes.broadcast(RunResult.read(Path(config.resume))) if config.resume else None
@@ -105,7 +106,7 @@ def run_one(config: Config, world: World, stop: StopSignal, folder: str | None =
             if finished:
                 parts.context.console.say(extension.keep_results(directory, finished.epochs, config.epochs))
             resume.write_arguments(directory, config, found_out(parts))
-        result = carry_out(parts, directory, start)
+        result = carry_out(parts, directory, start, seeds_after)
     return (result.document(), result.text()) if result else ({}, "")
 
 
@@ -122,14 +123,14 @@ def owned(directory: Path, config: Config, world: World) -> Iterator[None]:
         yield
 
 
-def carry_out(parts: Parts, directory: Path, start: float) -> RunResult | None:
+def carry_out(parts: Parts, directory: Path, start: float, seeds_after: int) -> RunResult | None:
     """Evaluate, train every arm that is not done, and conclude; the result in the first process."""
     world, config = parts.context.world, parts.context.config
     evaluations = Evaluations(directory, world.first)
     evaluate_before(parts, evaluations)
-    for arm in parts.arms:
+    for index, arm in enumerate(parts.arms, 1):
         if not processes.broadcast(arm.name in evaluations.rows and extension.is_trained(arm, config.epochs)):
-            train_arm(arm, parts, evaluations)
+            train_arm(arm, parts, evaluations, index, seeds_after)
     return conclude(parts, evaluations, directory, round(time.perf_counter() - start, 1)) if world.first else None
 
 
@@ -147,20 +148,30 @@ def evaluate_before(parts: Parts, evaluations: Evaluations) -> None:
             if key not in evaluations.rows:
                 model = build()
                 autocast = setup.autocast(context.config, context.device)
-                found = evaluate(model, parts.val, context.device, autocast, stop=context.stop)
+                name, say = tables.label(key), context.console
+                found = evaluate(
+                    model, parts.val, context.device, autocast, stop=context.stop, console=say,
+                    title=f"evaluating the {name}" if key == tables.CHECKPOINT else f"evaluating {name}",
+                )  # fmt: skip
                 evaluations.add(key, found)
+                say.say(f"{name}: {tables.in_words(found, bool(parts.models.new_head))}")
+                if words := cautions.near_chance(name, found, parts.datasets.num_classes, parts.models.new_head):
+                    say.caution(words)
     except Interrupted as error:
         raise Interrupted(f"{one_line(error)} Nothing was trained yet. {context.resume_line}") from error
 
 
-def train_arm(arm: Arm, parts: Parts, evaluations: Evaluations) -> None:
+def train_arm(arm: Arm, parts: Parts, evaluations: Evaluations, index: int, seeds_after: int) -> None:
     """Train one arm from the checkpoint, on the same images as every other, and save it."""
-    context = parts.context
+    context, count = parts.context, len(parts.arms)
     if context.world.first:
         files.make_directory(arm.directory)
     processes.broadcast(None)  # the others look into the folder when it is there
     model, architecture = parts.models.build(arm), parts.models.architecture(arm)
-    trainer = Trainer(model, architecture, parts.teacher, parts.train(), parts.val, arm, context)
+    trainer = Trainer(
+        model, architecture, parts.teacher, parts.train(), parts.val, arm, context, f"arm {index}/{count}",
+        count - index + count * seeds_after,
+    )  # fmt: skip
     if context.world.first and not trainer.state.done:
         (arm.directory / WEIGHTS[-1]).unlink(missing_ok=True)  # of fewer epochs; its weights are in last.pth.tar
     found = trainer.run()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..data.loaders import BatchLoader
 from ..data.order import derive_seed, seed_everything
 from ..errors import DataError, Interrupted
 from ..reports import epochs as epochs_report
-from ..reports.epochs import Pace
+from ..reports.epochs import Pace, TimeLeft
 from ..runtime import processes
 from ..runtime.loggers import Loggers, rewind
 from ..tasks import classification
@@ -45,6 +45,8 @@ class Trainer:
         val: Images to evaluate on; None if it is not to run to the end of an epoch.
         arm: What is trained, and where it goes.
         context: What the arms share.
+        place: Of this training among all, as the panel shows it, such as "arm 2/3".
+        after: How many trainings follow.
 
     Raises:
         DataError: If there is not one batch.
@@ -53,7 +55,7 @@ class Trainer:
 
     def __init__(
         self, model: nn.Module, architecture: str, teacher: nn.Module | None, train: BatchLoader,
-        val: BatchLoader | None, arm: Arm, context: RunContext,
+        val: BatchLoader | None, arm: Arm, context: RunContext, place: str = "", after: int = 0,
     ):  # fmt: skip
         self.model, self.architecture, self.loader, self.val = model, architecture, train, val
         self.arm, self.context, self.config = arm, context, context.config
@@ -86,6 +88,7 @@ class Trainer:
         self.loggers: Loggers | None = None
         self.pending_losses: list[Tensor] = []  # (2,) of the last steps, on the device: loss, and a sum of the images
         self.state_is_consistent = True  # weights, optimizer and schedule belong to one step
+        self.place, self.after, self.eta = place, after, TimeLeft(self.steps * config.epochs)
         self._resume()
 
     # --- the story
@@ -109,6 +112,7 @@ class Trainer:
                     pace = self.train_epoch()
                     self.end_epoch(pace)
         finally:
+            self.context.console.figures.clear()
             if self.loggers:
                 self.loggers.close()
         if self.ramps_number and self.config.compile:
@@ -122,11 +126,14 @@ class Trainer:
         self.task.train()
         self.loader.sampler.set_position(now.epoch, now.step)
         batches = iter(self.loader.batches)
-        title = f"{self.arm.name} {now.epoch + 1}/{self.config.epochs}"
-        for step in self.context.console.track(range(now.step, self.steps), title, self.steps - now.step):
-            waited += self.train_step(batches, step)
-            now.step = step + 1
-            self._stop_or_save()
+        title = f"epoch {now.epoch + 1}/{self.config.epochs}, {self._title}"
+        tracked = self.context.console.track(range(now.step, self.steps), title, self.steps, now.step)
+        with closing(tracked) as steps:
+            for step in steps:
+                waited += self.train_step(batches, step)
+                now.step = step + 1
+                self._stop_or_save()
+                self._show(Pace(time.perf_counter() - start, waited, now.step - first_step))
         return Pace(time.perf_counter() - start, waited, self.steps - first_step)
 
     def train_step(self, batches: Iterator[Any], step: int) -> float:
@@ -201,7 +208,10 @@ class Trainer:
                 self._set_fidelity(self.state.epoch * self.steps + self.state.step - 1, model)
             assert self.val is not None
             stop = None if self.config.fsdp else context.stop  # of a sharded model one process alone cannot stop there
-            results[name] = evaluate(model, self.val, context.device, self.autocast, similarity=similarity, stop=stop)
+            results[name] = evaluate(
+                model, self.val, context.device, self.autocast, similarity=similarity, stop=stop,
+                console=context.console, title=f"evaluating {self._title}{', EMA' if name == EMA else ''}",
+            )  # fmt: skip
         return results
 
     # --- parts of it
@@ -293,6 +303,29 @@ class Trainer:
         # on the CPU loader and model share the cores; the first epoch starts the loader
         if self.state.epoch == 1 and self.context.device.type != "cpu" and (words := epochs_report.waiting(record)):
             self.context.console.warn(words)
+
+    @property
+    def _title(self) -> str:
+        return f"{self.arm.name} ({self.place})" if self.place else self.arm.name
+
+    def _show(self, pace: Pace) -> None:
+        """The panel's figures, after a step."""
+        now, console = self.state, self.context.console
+        if console.quiet:
+            return
+        total = now.epoch * self.steps + now.step
+        arm_left, run_left = self.eta.after(total, self.after)
+        rising = self.arm.warmup and total < self.arm.warmup * self.steps
+        console.show(
+            loss=now.loss_sum / now.step,
+            lr=max(group["lr"] for group in self.optimizer.param_groups),
+            fidelity=self.fidelity(total) if rising else None,
+            images_per_second=pace.steps * self.config.batch_size / pace.seconds,
+            waiting=pace.waited / pace.seconds,
+            memory_mib=setup.peak_memory(self.context.device),
+            arm_left=arm_left,
+            run_left=run_left,
+        )
 
     def say(self, line: str) -> None:
         self.context.console.say(line)

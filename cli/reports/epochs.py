@@ -1,7 +1,8 @@
-"""What is said of an epoch: a record for the loggers, and a line for the terminal."""
+"""What is said of an epoch: a record for the loggers, a line for the terminal, and the time that is left."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,29 @@ class Pace:
     seconds: float
     waited: float
     steps: int
+
+
+class TimeLeft:
+    """Extrapolates from the steps of this start, with the evaluations between them, but for the first, which is slow.
+
+    Args:
+        steps: Of a training.
+    """
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.first: tuple[int, float] | None = None
+
+    def after(self, step: int, trainings: int) -> tuple[float | None, float | None]:
+        """Seconds that are left, of this training and with so many more of the same length; None if not known yet."""
+        now = time.perf_counter()
+        if self.first is None:
+            self.first = step, now
+        first, start = self.first
+        if step <= first:
+            return None, None
+        pace = (now - start) / (step - first)
+        return pace * (self.steps - step), pace * (self.steps * (1 + trainings) - step)
 
 
 def record(
@@ -43,9 +67,9 @@ def record(
 def line(record: dict[str, Any], epochs: int) -> str:
     """An epoch in one line."""
     averaged = f"  EMA {record['val_ema_top1']:.2f}" if "val_ema_top1" in record else ""
-    rate = f"  {record['images_per_second']:.0f} img/s" if record["images_per_second"] else ""
+    rate = f"  {record['images_per_second']:,.0f} images/s" if record["images_per_second"] else ""
     return (
-        f"{record['arm']:>8}  epoch {record['epoch']:>3}/{epochs}  train loss {record['train_loss']:.4f}  "
+        f"{record['arm']:>8}  {record['epoch']:>{len(str(epochs))}}/{epochs}  loss {record['train_loss']:.4f}  "
         f"val loss {record['val_loss']:.4f}  top-1 {record['val_top1']:.2f}{averaged}{rate}"
     )
 

@@ -9,9 +9,12 @@ from typing import Any, get_type_hints
 
 from ..errors import CheckpointError
 from ..runtime import files, processes, records
+from ..runtime.console import fold, width
 from . import tables, verdict
+from .tables import count
 
 RESULTS, EVALUATIONS = "results.json", "evaluations.json"  # where the first is, the run is finished
+REPORT = "report.html"
 
 
 @dataclass
@@ -81,7 +84,8 @@ class RunResult:
 
     def document(self) -> dict[str, Any]:
         """As --json prints it."""
-        return {**asdict(self), "verdict": self.sentences}
+        outcomes = verdict.outcomes(self.models, self.methods)
+        return {**asdict(self), "outcomes": outcomes, "verdict": self.sentences}
 
     def write(self, directory: Path) -> None:
         """Write README.md and, last, results.json, with the table's cells for the model card."""
@@ -91,10 +95,16 @@ class RunResult:
 
     def text(self) -> str:
         """For the terminal: the table, the verdict, and how to load the model."""
-        skipped = f"Unreadable images were passed over {self.skipped_images} times.\n" if self.skipped_images else ""
-        return (
-            f"\n{tables.plain(self.rows)}\n\n" + "\n".join(self.sentences) + f"\n{skipped}\n{self.seconds:.0f} s. "
-            f"Models, checkpoints and plot: {self.output}. Load {self.main} with:\n\n" + "\n".join(self.load_lines())
+        columns, lines = width(), [*self.sentences]
+        if self.skipped_images:
+            lines.append(f"Unreadable images were passed over {count(self.skipped_images, 'time')}.")
+        return "\n".join(
+            [
+                f"\n{tables.plain(self.rows, columns)}\n",
+                *(fold(line, columns) for line in lines),
+                f"\n{self.seconds:.0f} s. Report: {self.output}/{REPORT}\nLoad {self.main} with:\n",
+                *self.load_lines(),
+            ]
         )
 
     def load_lines(self) -> list[str]:
@@ -115,7 +125,8 @@ class RunResult:
         from timm_neutreno.hub.card import escaped
 
         images = self.models[self.main]["images"]
-        skipped = f" Unreadable images were passed over {self.skipped_images} times." if self.skipped_images else ""
+        skipped = f" Unreadable images were passed over {count(self.skipped_images, 'time')}."
+        skipped = skipped if self.skipped_images else ""
         lines = [
             "# NeuTRENO adaptation",
             "",

@@ -14,9 +14,10 @@ from typing import Any
 
 from ..errors import UsageError
 from ..runtime import files
+from ..runtime.console import fold, width
 from . import tables, verdict
 from .intervals import paired
-from .results import RESULTS
+from .results import REPORT, RESULTS
 from .tables import METRICS, figure
 
 SAME = ("checkpoint", "data", "epochs")  # facts that runs must share to be compared
@@ -31,8 +32,8 @@ def summarise(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         {"seeds", the shared facts, "models": {row: {"strengths", "new_head", "runs", metric: {"mean", "sd",
         "values"}}}, "differences": {method: {metric: {"mean", "low", "high", "sd", "values"}}}, "difference_seeds",
-        "verdict"}. Differences are the method's figure minus the control's, over the seeds that have all of both; there
-        are none unless two seeds have them.
+        "outcomes", "verdict"}. Differences are the method's figure minus the control's, over the seeds that have all of
+        both; there are none unless two seeds have them.
 
     Raises:
         UsageError: If there are fewer than two runs, two of the same seed, or runs of something else.
@@ -50,6 +51,7 @@ def summarise(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "models": {key: _row(documents, key) for key in keys},
         "differences": differences,
         "difference_seeds": [document["seed"] for document in pairs],
+        "outcomes": verdict.outcomes_of_seeds(differences, methods),
         "verdict": verdict.of_seeds(differences, methods, len(pairs), images),
     }
 
@@ -167,5 +169,7 @@ def write(result: dict[str, Any], directory: Path) -> None:
 
 def text(result: dict[str, Any]) -> str:
     """For the terminal."""
-    words = "\n".join(result["verdict"])
-    return f"\n{tables.plain(cells(result))}\n\n{words}\n\nRuns, tables and models: {result['output']}"
+    columns = width()
+    words = "\n".join(fold(sentence, columns) for sentence in result["verdict"])
+    report = f"Report, and a folder for each seed: {result['output']}/{REPORT}"
+    return f"\n{tables.plain(cells(result), columns)}\n\n{words}\n\n{report}"

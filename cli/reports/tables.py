@@ -24,6 +24,18 @@ def label(key: str) -> str:
     return f"{name}, EMA" if sign + kind == EMA else name
 
 
+def count(number: float, word: str) -> str:
+    """A number with its word: 1 image, 1,200 images, 10 classes."""
+    ending = "" if number == 1 else "es" if word.endswith("s") else "s"
+    return f"{number:,g} {word}{ending}" if number < 1e6 else f"{number:,.0f} {word}{ending}"
+
+
+def in_words(found: Mapping[str, Any], new_head: bool) -> str:
+    """A model's figures in a line."""
+    accuracy = "a new head has no accuracy yet" if new_head else f"{found['top1']:.2f} % top-1"
+    return f"{accuracy} on {count(found['images'], 'image')}, token similarity {figure(found, 'similarity'):.3f}"
+
+
 def is_trained(key: str) -> bool:
     """Whether the row is of weights that were trained in the run."""
     return key != CHECKPOINT and not key.endswith(START)
@@ -55,9 +67,16 @@ def row(name: str, found: Mapping[str, Any], hidden: bool = False) -> tuple[str,
     return (name, strength_cell(found["strengths"]), *(["new head"] * 3 + figures[3:] if hidden else figures))
 
 
-def plain(rows: Cells) -> str:
-    """For a terminal: header, a line, and rows; the first column to the left."""
+def plain(rows: Cells, columns: int | None = None) -> str:
+    """For a terminal: header, a line, and rows; the first column to the left.
+
+    Args:
+        rows: Header first.
+        columns: Of the terminal; a table that is wider becomes one block for each row. None for any width.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if columns is not None and sum(widths) + 2 * (len(widths) - 1) > columns:
+        return "\n".join(_block(rows[0], row) for row in rows[1:])
     lines = [
         "  ".join(
             cell.rjust(width) if i else cell.ljust(width)
@@ -66,6 +85,11 @@ def plain(rows: Cells) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _block(header: Sequence[str], row: Sequence[str]) -> str:
+    name = max(map(len, header[1:]))
+    return "\n".join([row[0], *(f"  {word:<{name}}  {cell}" for word, cell in zip(header[1:], row[1:], strict=True))])
 
 
 def markdown(rows: Cells) -> str:

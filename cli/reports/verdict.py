@@ -1,4 +1,7 @@
-"""What figures show, in plain sentences: who won, who did not, and what cannot be told."""
+"""What figures show, in plain sentences. Each begins with one of three words: better, no difference shown, worse.
+
+Better and worse are said only of what lies outside its interval, and only against a control.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .intervals import EXACT, contains_zero, z_quantile
-from .tables import CHECKPOINT
+from .tables import CHECKPOINT, count
 
 CONTROL = "control"
+BETTER, OPEN, WORSE = "better", "no difference shown", "worse"
+BY_ITSELF = "Lower is not better by itself."
+ALONE = "without a control, a gain may be fine-tuning alone"
+
+
+def outcomes(models: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> dict[str, str]:
+    """The word for each method of one run."""
+    if CONTROL not in models:
+        return dict.fromkeys(methods, OPEN)
+    return {method: _word(*_interval_over_images(models[method], models[CONTROL], len(methods))) for method in methods}
 
 
 def of_run(models: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> list[str]:
@@ -20,17 +33,25 @@ def of_run(models: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> l
     for method in methods:
         sentences.append(_accuracy(method, models[method], control, len(methods)))
         sentences.append(_similarity(method, models[method], control, "the control", len(methods)))
-    return [*sentences, *_several(len(methods))]
+    return [
+        *sentences,
+        *_several(len(methods)),
+        "All this is of one seed: training again with another would give other figures, which --seeds 3 measures.",
+    ]
+
+
+def _word(low: float, high: float) -> str:
+    return BETTER if low > EXACT else WORSE if high < -EXACT else OPEN
 
 
 def _no_control(method: str, models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Only a control can tell a method's part from that of fine-tuning."""
     row = models[method]
     return [
-        f"Accuracy: {method} has {row['top1']:.2f} % top-1 on {row['images']} images. There is no control, so this "
-        f"says nothing for or against {method}: a gain may come from fine-tuning alone.",
+        f"{OPEN.capitalize()}: {ALONE}. {method} has {row['top1']:.2f} % top-1 on {count(row['images'], 'image')} with "
+        "one seed, which says nothing for or against it. Run it again without --no-control.",
         _similarity(method, row, models[CHECKPOINT], "the checkpoint as it came", 1)
-        + " That, too, may come from fine-tuning alone.",
+        + " That, too, may be fine-tuning alone.",
     ]
 
 
@@ -42,37 +63,44 @@ def _several(comparisons: int) -> list[str]:
     ]
 
 
-def _accuracy(method: str, row: Mapping[str, Any], control: Mapping[str, Any], comparisons: int) -> str:
-    """Standard errors of a difference of two proportions: cautious, since both saw the same images."""
+def _interval_over_images(
+    row: Mapping[str, Any], control: Mapping[str, Any], comparisons: int
+) -> tuple[float, float]:  # fmt: skip
+    """Of the difference of two proportions, as if each had its own images: cautious, since both saw the same.
+
+    One image more is counted right and one wrong in each (Agresti and Caffo, 2000): else the interval would shrink to
+    nothing at 100 %.
+    """
     images = row["images"]
+    p = ((row["top1"] + control["top1"]) / 100 * images + 2) / (2 * images + 4)
+    noise = z_quantile(comparisons) * 100 * math.sqrt(2 * p * (1 - p) / images)
     difference = row["top1"] - control["top1"]
-    p = (row["top1"] + control["top1"]) / 200
-    noise = z_quantile(comparisons) * 100 * math.sqrt(max(2 * p * (1 - p), 1e-12) / images)
-    count = round(abs(difference) * images / 100)
-    if count == 0:
-        return (
-            f"Accuracy: no difference shown: {method} and the control are equal at {row['top1']:.2f} % top-1 on "
-            f"{images} images."
-        )
-    shown = abs(difference) > noise
-    what = f"{method} {'won' if difference > 0 else 'is worse'}" if shown else f"no difference shown for {method}"
+    return difference - noise, difference + noise
+
+
+def _accuracy(method: str, row: Mapping[str, Any], control: Mapping[str, Any], comparisons: int) -> str:
+    low, high = _interval_over_images(row, control, comparisons)
+    difference, images = row["top1"] - control["top1"], count(row["images"], "image")
+    differing = round(abs(difference) * row["images"] / 100)
+    told = (
+        f"{method} has {row['top1']:.2f} % top-1, the control {control['top1']:.2f} %: {difference:+.2f} points "
+        f"({count(differing, 'image')}), 95 % interval {low:+.2f} to {high:+.2f}, on {images} with one seed"
+    )
+    if differing == 0:
+        told = f"{method} and the control are equal at {row['top1']:.2f} % top-1, on {images} with one seed"
     return (
-        f"Accuracy: {what}: {difference:+.2f} points of top-1 against the control, {count} of {images} images (one is "
-        f"{100 / images:.2f} points). The 95 % interval {difference - noise:+.2f} to {difference + noise:+.2f} (over "
-        f"images, for one seed) {'does not contain' if shown else 'contains'} 0."
+        f"{_word(low, high).capitalize()}: {told}. So many images can show a difference of "
+        f"{(high - low) / 2:.2f} points or more."
     )
 
 
 def _similarity(method: str, row: Mapping[str, Any], other: Mapping[str, Any], name: str, comparisons: int) -> str:
     a, b = row["similarity"][-1], other["similarity"][-1]
     noise = z_quantile(comparisons) * math.hypot(row["similarity_error"], other["similarity_error"])
-    how = f"{'less' if a < b else 'more'} alike, by more than the noise over images"
+    how = f"{'lower' if a < b else 'higher'}, by more than the noise over images ({noise:.3f})"
     if abs(a - b) <= noise:
-        how = "no difference shown, within the noise over images"
-    return (
-        f"Smoothing: tokens of the last block have mean cosine similarity {a:.3f} in {method} against {b:.3f} in "
-        f"{name}: {how} (about {noise:.3f})."
-    )
+        how = f"no difference shown, within the noise over images ({noise:.3f})"
+    return f"Token similarity in the last block: {a:.3f} in {method}, {b:.3f} in {name}: {how}. {BY_ITSELF}"
 
 
 def of_seeds(
@@ -81,8 +109,9 @@ def of_seeds(
     """What several seeds show: differences to the control by method and metric, of so many pairs."""
     if not differences:
         return [
-            f"{pairs or 'No'} seed{'' if pairs == 1 else 's'} with a control: this says nothing for or against "
-            f"{' or '.join(methods)}, since a gain may come from fine-tuning alone."
+            f"{OPEN.capitalize()}: {ALONE}. {'Only one seed' if pairs else 'No seed'} has a control, and a comparison "
+            "of "
+            f"seeds needs two. This says nothing for or against {' or '.join(methods)}."
         ]
     sentences = []
     for method, by_metric in differences.items():
@@ -96,32 +125,38 @@ def of_seeds(
     ]
 
 
+def outcomes_of_seeds(differences: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> dict[str, str]:
+    """The word for each method."""
+    return {method: _seeds_word(differences[method]["top1"]) if differences else OPEN for method in methods}
+
+
+def _seeds_word(top1: Mapping[str, Any]) -> str:
+    """Accuracies are multiples of one image: few seeds may agree to the last by accident, which is no interval."""
+    return OPEN if top1["sd"] < EXACT else _word(top1["low"], top1["high"])
+
+
 def _seeds_accuracy(method: str, top1: Mapping[str, Any], seeds: int, images: int) -> str:
+    word, where = _seeds_word(top1).capitalize(), f"{count(seeds, 'seed')} on {count(images, 'image')}"
     if max(abs(value) for value in top1["values"]) < EXACT:
-        return f"Accuracy: no difference shown: {method} and the control are equal in every one of {seeds} seeds."
-    what, interval = f"no difference shown for {method}", f"{_interval(top1, 2)}."
-    if top1["sd"] < EXACT:  # accuracies are multiples of one image: few seeds may agree by accident
-        interval = (
-            f"All seeds differ by the same number of images (one is {100 / images:.2f} points): there is no interval."
+        return f"{word}: {method} and the control are equal in every one of {where}."
+    if top1["sd"] < EXACT:
+        return (
+            f"{word}: {method} differs from the control by {top1['mean']:+.2f} points of top-1 in every one of "
+            f"{where}. The same number of images each time (one is {100 / images:.2f} points) gives no interval."
         )
-    elif not contains_zero(top1):
-        what = f"{method} {'won' if top1['mean'] > 0 else 'is worse'}"
     return (
-        f"Accuracy: {what}: {top1['mean']:+.2f} points of top-1 against the control, mean of {seeds} seeds, better in "
-        f"{sum(value > EXACT for value in top1['values'])} of them. {interval}"
+        f"{word}: {method} against the control: {top1['mean']:+.2f} points of top-1, 95 % interval {top1['low']:+.2f} "
+        f"to {top1['high']:+.2f}, mean of {where}; better in {sum(value > EXACT for value in top1['values'])} of them. "
+        f"Seeds that scatter as much can show a difference of {(top1['high'] - top1['low']) / 2:.2f} points or more."
     )
 
 
 def _seeds_similarity(method: str, similarity: Mapping[str, Any], seeds: int) -> str:
-    how = f"{'less' if similarity['mean'] < 0 else 'more'} alike, by more than chance"
+    how = f"{'lower' if similarity['mean'] < 0 else 'higher'}, by more than chance"
     if contains_zero(similarity):
         how = "no difference shown, within chance"
     return (
-        f"Smoothing: the mean cosine similarity of the last block's tokens in {method} differs by "
-        f"{similarity['mean']:+.3f} from the control's, mean of {seeds} seeds: {how}. {_interval(similarity, 3)}."
+        f"Token similarity in the last block: {method} differs from the control by {similarity['mean']:+.3f}, 95 % "
+        f"interval {similarity['low']:+.3f} to {similarity['high']:+.3f}, mean of {count(seeds, 'seed')}: {how}. "
+        f"{BY_ITSELF}"
     )
-
-
-def _interval(difference: Mapping[str, Any], digits: int) -> str:
-    contains = "contains 0" if contains_zero(difference) else "does not contain 0"
-    return f"The 95 % interval {difference['low']:+.{digits}f} to {difference['high']:+.{digits}f} {contains}"

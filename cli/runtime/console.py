@@ -1,14 +1,21 @@
-"""Telling a person how a run goes, on stderr: a live bar on a terminal, plain lines elsewhere, nothing if quiet."""
+"""Telling a person how a run goes, on stderr: a live panel on a terminal, plain lines elsewhere, nothing if quiet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+import os
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 from rich import console as rich
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+
+EVERY = 300.0  # seconds between two plain lines where no panel can be drawn
 
 
 class Console:
@@ -16,25 +23,83 @@ class Console:
 
     Args:
         quiet: Say nothing.
+
+    Attributes:
+        live: Whether a panel can be drawn.
+        figures: What the panel shows beside its bar, as live.FIGURES has them.
     """
 
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
         self.console = rich.Console(stderr=True, highlight=False, soft_wrap=True)
+        self.live = not quiet and self.console.is_terminal and not self.console.is_dumb_terminal
+        self.figures: dict[str, Any] = {}
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, indent: int = 2) -> None:
+        """Print a line; what does not fit a terminal goes on below, indented."""
         if not self.quiet:
-            self.console.print(line, markup=False)
+            self._print(line, None, indent)
+
+    def caution(self, line: str) -> None:
+        """What a person should know before believing the figures. Nothing if quiet: the documents say it too."""
+        if not self.quiet:
+            self._print(f"warning: {line}", "yellow")
 
     def warn(self, line: str) -> None:
         """Also if quiet: what must not be missed."""
-        self.console.print(f"warning: {line}", markup=False)
+        self._print(f"warning: {line}", "yellow")
 
-    def track(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
-        """Yield the items under a progress bar that disappears when they are through."""
-        if self.quiet or not self.console.is_terminal:
+    def _print(self, line: str, style: str | None = None, indent: int = 2) -> None:
+        if self.console.is_terminal:
+            line = fold(line, self.console.width, " " * indent)
+        self.console.print(line, markup=False, style=style)
+
+    def waiting(self, title: str) -> AbstractContextManager:
+        """A sign of life while something of unknown length goes on."""
+        return self.console.status(title) if self.live else nullcontext()
+
+    def show(self, **figures: Any) -> None:
+        """Put figures into the panel, or take them out if they are None."""
+        self.figures.update(figures)
+
+    def track(self, items: Iterable[T], title: str, total: int, start: int = 0) -> Generator[T, None, None]:
+        """Yield the items under a panel that disappears when they are through; plain lines, now and then, without one.
+
+        Close it (contextlib.closing) where the loop may end early, so that what is said next is not said into a panel.
+
+        Args:
+            items: What is left to do.
+            title: What is under way.
+            total: How many items there are in all.
+            start: How many of them are done before the first.
+        """
+        if self.quiet:
             yield from items
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            yield from progress.track(items, total=total, description=title)
+        from . import live
+
+        if self.live:
+            yield from live.track(items, title, total, self.figures, self.console, start)
+            return
+        said = time.perf_counter()
+        for done, item in enumerate(items, start + 1):
+            yield item
+            if time.perf_counter() - said > EVERY:
+                said = time.perf_counter()
+                self.say(", ".join([f"{title}: {done} of {total}", *live.words(self.figures)]))
+
+
+def width() -> int | None:
+    """Columns of the terminal that standard output goes to; None if it goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
+
+
+def fold(text: str, columns: int | None, indent: str = "") -> str:
+    """The text with its long lines broken between words, continued under an indent; as it is without a width."""
+    if columns is None:
+        return text
+    wrapper = textwrap.TextWrapper(
+        columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True,
+        replace_whitespace=False,
+    )  # fmt: skip
+    return "\n".join(wrapper.fill(line) if len(line) > columns else line for line in text.splitlines())

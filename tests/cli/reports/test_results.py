@@ -65,8 +65,8 @@ def test_an_epoch_s_record_and_line():
     assert (record["images_per_second"], record["data_wait_share"]) == (40.0, 0.5)
     assert (record["val_top1"], record["val_ema_top1"]) == (80.0, 81.0)
     words = " ".join(epochs.line(record, 10).split())
-    assert words == "gfsa epoch 3/10 train loss 0.5000 val loss 1.0000 top-1 80.00 EMA 81.00 40 img/s"
+    assert words == "gfsa 3/10 loss 0.5000 val loss 1.0000 top-1 80.00 EMA 81.00 40 images/s"
     assert epochs.waiting(record).startswith("50 % of the time")
     nothing = epochs.record("gfsa", 3, {"train_loss": 0.5}, epochs.Pace(1.0, 0.0, 0), 8, {"raw": evaluation(80.0)})
-    assert "img/s" not in epochs.line(nothing, 10)
+    assert "images/s" not in epochs.line(nothing, 10)
     assert epochs.waiting(nothing) == ""
