@@ -10,6 +10,7 @@ import typer
 
 from ..config import Config
 from ..reports import tables
+from ..runtime.console import Console
 from .options import takes_config
 
 
@@ -25,7 +26,7 @@ def evaluate(
     """
     from ..engine.evaluate_model import evaluate_model
 
-    document = evaluate_model(model, config)
+    document = evaluate_model(model, config, Console())
     if as_json:
         print(json.dumps(document))
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from timm.models._input import get_model_input_config
 from ..config import Config, from_yaml
 from ..data import loaders, sources
 from ..errors import CheckpointError
+from ..runtime.console import Console
 from ..runtime.processes import World
 from ..tasks import classification
 from . import checkpoint, resume, setup
@@ -21,12 +21,13 @@ from .prepare import EVAL_BATCH
 from .save import WEIGHTS
 
 
-def evaluate_model(name: str, given: Config) -> dict[str, Any]:
+def evaluate_model(name: str, given: Config, console: Console) -> dict[str, Any]:
     """The figures of a model on val images.
 
     Args:
         name: A run's folder, a folder in it, or any checkpoint.
         given: What was given replaces the run's; without a batch size the figures are the run's to the last digit.
+        console: Is told which of several weights are taken.
 
     Raises:
         CheckpointError: If there is no model, or it knows other classes than the data.
@@ -42,7 +43,7 @@ def evaluate_model(name: str, given: Config) -> dict[str, Any]:
     device = setup.set_up_device(config, World())
     source = checkpoint.resolve_checkpoint(name)
     for note in source.notes:
-        print(f"weights: {note}", file=sys.stderr)
+        console.say(f"weights: {note}")
     datasets = sources.open_datasets(config)
     mismatch = classification.head_mismatch(
         source.num_classes, source.label_names, datasets.num_classes, datasets.class_names

@@ -72,7 +72,8 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
     teacher = setup.load_teacher(config, datasets.num_classes, device)
     if config.push_to_hub and world.first and not config.dry_run:
         hub.prepare(hub.target(config), neutreno_name(source.arch))  # last of all checks: it makes the repository
-    console = Console(config.quiet or not world.first)
+    silent = config.quiet and "quiet" in config.given  # from Python quiet is the default, and a notebook has bars
+    console = Console(config.quiet or not world.first, bars=world.first and not silent)
     context = RunContext(config, device, world, console, stop, folder or str(directory))
 
     def train() -> loaders.BatchLoader:

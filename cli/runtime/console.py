@@ -1,4 +1,7 @@
-"""Telling a person how a run goes, on stderr: a live bar on a terminal, plain lines elsewhere, nothing if quiet."""
+"""Telling a person how a run goes, on stderr: a live bar on a terminal, plain lines elsewhere, nothing if quiet.
+
+In a notebook a bar is HTML.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import TypeVar
 from rich import console as rich
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from . import notebook
+
 T = TypeVar("T")
 
 
@@ -16,10 +21,13 @@ class Console:
 
     Args:
         quiet: Say nothing.
+        bars: Whether bars are shown in a notebook; None: unless quiet.
     """
 
-    def __init__(self, quiet: bool = False):
+    def __init__(self, quiet: bool = False, bars: bool | None = None):
         self.quiet = quiet
+        in_notebook = notebook.is_running() and (bars if bars is not None else not quiet)
+        self.bar = notebook.Bar() if in_notebook else None
         self.console = rich.Console(stderr=True, highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
@@ -32,6 +40,9 @@ class Console:
 
     def track(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
         """Yield the items under a progress bar that disappears when they are through."""
+        if self.bar:
+            yield from self.bar.track(items, title, total)
+            return
         if self.quiet or not self.console.is_terminal:
             yield from items
             return
