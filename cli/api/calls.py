@@ -103,27 +103,42 @@ EVALUATE = ("data", "data_dir", "val_split", "num_classes", "batch_size", "limit
 
 
 @takes_options(*EVALUATE, "quiet")
-def evaluate(model: str | Path, **options: Any) -> Result:
+def evaluate(
+    model: str | Path, *, per_class: bool = False, robustness: bool = False, output: str | Path | None = None,
+    overwrite: bool = False, **options: Any,
+) -> Result:  # fmt: skip
     """The val figures of a run's model, again, or of any checkpoint: `neutreno evaluate`.
 
     On a run's own data and device it gives the run's figures again, to the last digit. Options that are not given are
-    the run's own.
+    the run's own. With `per_class` or `robustness` a run's folder stands for all its arms.
 
     Args:
         model: A run's folder (or a folder in it), or what adapt's `checkpoint` takes.
+        per_class: Accuracy of each class, a picture of who takes what for what, and pairs with the control.
+        robustness: Also corrupted and attacked images.
+        output: Folder for what these two write; None for runs/<time>-evaluate.
+        overwrite: Replace an earlier report in the folder.
 
     Raises:
         CliError: As `adapt`.
     """
-    config = to_config(options, evaluate)
-    with undisturbed():
-        from ..engine.evaluate_model import evaluate_model
+    from ..commands import evaluate as command
 
-        document = evaluate_model(str(model), config, Console(config.quiet))
-    cells = [tables.HEADER, tables.row(document["model"], document)]
-    rows = {document["model"]: {key: value for key, value in document.items() if key not in ("model", "data")}}
-    models = {document["model"]: partial(_load, str(model))}
-    return Result(rows, (), {}, document, tables.plain(cells), cells, models)
+    config, name = to_config(options, evaluate), str(model)
+    console = Console(config.quiet, bars="quiet" not in config.given or not config.quiet)
+    folder = None if output is None else Path(output)
+    with undisturbed():
+        document, text = command.evaluated(name, config, console, per_class, robustness, folder, overwrite)
+    if "models" not in document:
+        rows = {name: {key: value for key, value in document.items() if key not in ("model", "data")}}
+        cells = [tables.HEADER, tables.row(name, rows[name])]
+        return Result(rows, (), {}, document, text, cells, {name: partial(_load, name)})
+    folder = Path(document["output"])
+    paths = {"output": folder, **{path.name: path for path in sorted(folder.iterdir()) if path.is_file()}}
+    places = {arm: Path(name) / "arms" / arm for arm in document["models"]}
+    models = {arm: partial(_load, str(place) if place.is_dir() else name) for arm, place in places.items()}
+    cells = tables.cells(document["models"], False)
+    return Result(document["models"], document["verdict"], paths, document, text, cells, models)
 
 
 def probe(

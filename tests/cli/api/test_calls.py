@@ -56,6 +56,8 @@ def test_the_names_are_those_of_the_command_line():
 def test_two_runs_in_one_process_print_nothing_and_leave_it_as_it_was(small, run, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["program", "--no-such-option"])
     monkeypatch.setenv("NEUTRENO_EPOCHS", "7")
+    torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)
     seeded()
     before = state()
     seeded()
