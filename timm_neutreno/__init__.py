@@ -17,22 +17,29 @@ from .support import LayerSupport, UnsupportedModelError, check_support
 from .surgery import is_patched, patch, set_fidelity, set_strengths, strengths, unpatch
 
 if TYPE_CHECKING:
+    from timm_neutreno_cli.api import adapt, evaluate, probe
+
     from . import hub, probing, smoothing
     from .eigen import fold, reparametrize
 
 LAZY_MODULES = ("hub", "probing", "smoothing")
-LAZY_NAMES = {"reparametrize": "eigen", "fold": "eigen"}
+LAZY_NAMES = {"reparametrize": ".eigen", "fold": ".eigen"}
+# the commands as functions: the only door from here to the command line, opened when one of them is used
+LAZY_NAMES |= dict.fromkeys(("adapt", "evaluate", "probe"), "timm_neutreno_cli.api")
 
 __all__ = [
     "METHODS",
     "LayerSupport",
     "UnsupportedModelError",
+    "adapt",
     "check_support",
+    "evaluate",
     "fidelity_term",
     "fold",
     "hub",
     "is_patched",
     "patch",
+    "probe",
     "probing",
     "reparametrize",
     "set_fidelity",
@@ -49,7 +56,7 @@ def __getattr__(name: str):
     if name in LAZY_MODULES:
         return import_module(f".{name}", __name__)
     if name in LAZY_NAMES:
-        return getattr(import_module(f".{LAZY_NAMES[name]}", __name__), name)
+        return getattr(import_module(LAZY_NAMES[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

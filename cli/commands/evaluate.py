@@ -1,34 +1,78 @@
-"""`neutreno evaluate`: the val figures of a run's model, again, or of any checkpoint."""
+"""`neutreno evaluate`: the val figures of a run's model, again, or of any checkpoint; class by class, and corrupted."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..config import Config, check
+from ..errors import UsageError
 from ..reports import tables
+from ..runtime.console import Console
+from .analyze import prepared_output
 from .options import takes_config
+
+OUTPUT = "Folder for confusion.png, the tables and results.json. (default: runs/TIME-evaluate)"
 
 
 @takes_config("data", "data_dir", "val_split", "num_classes", "batch_size", "limit_batches", "workers", "device", "amp")
 def evaluate(
     config: Config,
     model: Annotated[str, typer.Argument(help="A run's folder (or a folder in it), or what adapt --checkpoint takes.")],
+    per_class: Annotated[bool, typer.Option("--per-class", help="Accuracy of each class, and who takes what for what.")] = False,
+    robustness: Annotated[bool, typer.Option("--robustness", help="Also blurred, noisy, ... and attacked (FGSM, PGD).")] = False,
+    output: Annotated[Path | None, typer.Option(help=OUTPUT)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in the folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Evaluate a model. On a run's own data and device it gives the run's figures again, to the last digit.
 
-    Options that are not given are the run's own. Exit codes: those of adapt.
+    With --per-class or --robustness a run's folder stands for all its arms, which are compared in pairs with the
+    control. Options that are not given are the run's own. Exit codes: those of adapt.
     """
     check(config)
-    from ..engine.evaluate_model import evaluate_model
-
-    document = evaluate_model(model, config)
+    document, text = evaluated(model, config, Console(), per_class, robustness, output, overwrite)
     if as_json:
         print(json.dumps(document))
         return
-    print(tables.plain([tables.HEADER, tables.row(document["model"], document)]))
-    print(f"data: {document['data']}, {document['images']} images", file=sys.stderr)
+    print(text)
+    images = document["images"] if "images" in document else next(iter(document["models"].values()))["images"]
+    print(f"data: {document['data']}, {images} images", file=sys.stderr)
+
+
+def evaluated(
+    model: str, config: Config, console: Console, per_class: bool, robustness: bool, output: Path | None, overwrite: bool
+) -> tuple[dict, str]:  # fmt: skip
+    """All that the command does but print: the document, and the text to print.
+
+    Args:
+        model: As the command's, like all that follow.
+        config: What was given.
+        console: Is told what happens.
+        per_class: As the command's.
+        robustness: Likewise.
+        output: Likewise.
+        overwrite: Likewise.
+
+    Raises:
+        CliError: As the command.
+    """
+    from ..engine.evaluate_model import evaluate_model
+    from ..engine.examine import examine, printed
+
+    if not (per_class or robustness):
+        if output:
+            raise UsageError("--output is for --per-class and --robustness, which are missing.")
+        document = evaluate_model(model, config, console)
+        return document, tables.plain([tables.HEADER, tables.row(document["model"], document)])
+    folder = output or Path("runs") / time.strftime("%Y%m%d-%H%M%S-evaluate")
+    with prepared_output(folder, overwrite):
+        document = examine(model, config, console, folder, per_class=per_class, robust=robustness)
+    parts = [tables.plain(tables.cells(document["models"], False))]
+    parts += [f"{title}\n\n{tables.plain(rows)}" for title, rows in printed(document)]
+    return document, "\n\n".join([*parts, "\n".join(document["verdict"]), f"Tables and plots: {folder}"])

@@ -19,7 +19,7 @@ from .analyze import prepared_output
 if TYPE_CHECKING:
     from torch import nn
 
-    from timm_neutreno.probing import Folder, Measured, Options, Setting
+    from timm_neutreno.probing import Folder, Measured, Options, ProbeResult, Setting
 
 STRENGTHS = "0.02,0.05,0.1,0.2"
 
@@ -53,19 +53,74 @@ def probe(
 
     What is best on val is compared with the model as it is on the test images, with an interval. Exit codes: those of adapt.
     """
-    console = Console(quiet)
-    if pool not in ("class", "mean"):
-        raise UsageError(f"--pool {pool}: choose class or mean")
     size = parse_size(img_size)
     counts = parse_numbers("--neighbors", neighbors, int)
     strengths = {"fidelity": parse_numbers("--fidelity", fidelity, float), **parse_strengths(strength or [])}
+    result, _, lines = measure_models(
+        models, data, method=method, strengths=strengths, layers=layers or ["all"], output=output, blocks=blocks,
+        pool=pool, counts=counts, pca=pca, ignore_label=ignore_label, num_labels=num_labels, size=size, images=images,
+        arch=arch or None, batch_size=batch_size, workers=workers, device=device, seed=seed, overwrite=overwrite,
+        console=Console(quiet),
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(result.to_dict()))
+        return
+    for words, rows in lines.items():
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        print(words)
+        for row in rows:
+            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print()
+    for verdict in result.verdicts:
+        print(verdict.sentence)
+
+
+def measure_models(
+    models: Sequence[str], data: str, *, method: Sequence[str], strengths: dict[str, list[float]],
+    layers: Sequence[str], output: Path | None, blocks: bool, pool: str, counts: list[int], pca: int,
+    ignore_label: int | None, num_labels: int | None, size: tuple[int, int] | None, images: int | None,
+    arch: str | None, batch_size: int, workers: int, device: str, seed: int, overwrite: bool, console: Console,
+) -> tuple[ProbeResult, Path, dict[str, list[list[str]]]]:  # fmt: skip
+    """Probe and write the report: all that the command does but print.
+
+    Args:
+        models: As the command's, like all that follow; those that are not text there are parsed.
+        data: Likewise.
+        method: Likewise.
+        strengths: Strengths to try, by name.
+        layers: As the command's.
+        output: Folder; None for a new one in runs/.
+        blocks: As the command's.
+        pool: Likewise.
+        counts: Numbers of neighbours.
+        pca: As the command's.
+        ignore_label: Likewise.
+        num_labels: Likewise.
+        size: (height, width) in pixels; None for the model's.
+        images: As the command's.
+        arch: Likewise, or None.
+        batch_size: As the command's.
+        workers: Likewise.
+        device: Likewise.
+        seed: Likewise.
+        overwrite: Likewise.
+        console: Is told what happens.
+
+    Returns:
+        The result, the folder of the report, and the tables by title.
+
+    Raises:
+        CliError: As the command.
+    """
+    if pool not in ("class", "mean"):
+        raise UsageError(f"--pool {pool}: choose class or mean")
 
     from timm_neutreno.probing import Options, compare, describe
 
     with library_errors():
-        settings = make_settings(method, strengths, layers or ["all"])
+        settings = make_settings(method, strengths, layers)
         folder = open_data(data, ignore_label, num_labels, images)
-    loaded = load(models, arch or None, size, device)
+    loaded = load(models, arch, size, device)
     output = output or Path("runs") / time.strftime("%Y%m%d-%H%M%S-probe")
     options = Options(pool=pool, blocks=blocks, neighbors=tuple(counts), seed=seed)
     from ..reports.probe import tables, write_report
@@ -77,17 +132,7 @@ def probe(
         result = compare(measured, folder.task, protocol, seed)
         write_report(result, output, loaded, folder, pca, ignore_label)
     console.say(f"report: {output / 'report.html'}")
-    if as_json:
-        print(json.dumps(result.to_dict()))
-        return
-    for words, rows in tables(result).items():
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        print(words)
-        for row in rows:
-            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        print()
-    for verdict in result.verdicts:
-        print(verdict.sentence)
+    return result, output, tables(result)
 
 
 @contextmanager

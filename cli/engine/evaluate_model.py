@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.data import resolve_model_data_config
 from timm.models._input import get_model_input_config
+from torch import nn
 
 from ..config import Config, place
 from ..data import loaders, sources
 from ..errors import CheckpointError
+from ..runtime.console import Console
 from ..runtime.processes import World
 from ..tasks import classification
 from . import checkpoint, resume, setup
@@ -21,12 +23,32 @@ from .prepare import EVAL_BATCH
 from .save import WEIGHTS
 
 
-def evaluate_model(name: str, given: Config) -> dict[str, Any]:
-    """The figures of a model on val images.
+@dataclass(frozen=True)
+class Opened:
+    """A model and the val images that it is evaluated on, as its run would, or as was asked for."""
+
+    config: Config
+    device: torch.device
+    datasets: sources.Datasets
+    model: nn.Module
+    data_config: dict[str, Any]
+    loader: loaders.BatchLoader
+
+
+def evaluate_model(name: str, given: Config, console: Console) -> dict[str, Any]:
+    """The figures of a model on val images. Arguments and errors as of `open_model`."""
+    opened = open_model(name, given, console)
+    found = evaluate(opened.model, opened.loader, opened.device, setup.autocast(opened.config, opened.device))
+    return {"model": name, "data": opened.datasets.label, **found}
+
+
+def open_model(name: str, given: Config, console: Console) -> Opened:
+    """Load a model and open its val images.
 
     Args:
         name: A run's folder, a folder in it, or any checkpoint.
         given: What was given replaces the run's; without a batch size the figures are the run's to the last digit.
+        console: Is told which of several weights are taken.
 
     Raises:
         CheckpointError: If there is no model, or it knows other classes than the data.
@@ -42,7 +64,7 @@ def evaluate_model(name: str, given: Config) -> dict[str, Any]:
     device = setup.set_up_device(config, World())
     source = checkpoint.resolve_checkpoint(name)
     for note in source.notes:
-        print(f"weights: {note}", file=sys.stderr)
+        console.say(f"weights: {note}")
     datasets = sources.open_datasets(config)
     mismatch = classification.head_mismatch(
         source.num_classes, source.label_names, datasets.num_classes, datasets.class_names
@@ -55,8 +77,7 @@ def evaluate_model(name: str, given: Config) -> dict[str, Any]:
     data_config = {**resolve_model_data_config(model), "input_size": get_model_input_config(model)["input_size"]}
     batch_size = config.batch_size if "batch_size" in given.given else min(config.batch_size, EVAL_BATCH)
     loader = loaders.val_loader(datasets, batch_size, data_config, config, device, World())
-    found = evaluate(model, loader, device, setup.autocast(config, device))
-    return {"model": name, "data": datasets.label, **found}
+    return Opened(config, device, datasets, model, data_config, loader)
 
 
 def run_of(folder: Path) -> Path | None:

@@ -78,7 +78,8 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
     teacher = setup.load_teacher(config, datasets.num_classes, device)
     if config.push_to_hub and world.first and not config.dry_run:
         hub.prepare(hub.target(config), neutreno_name(source.arch))  # last of all checks: it makes the repository
-    console = Console(config.quiet or not world.first)
+    silent = config.quiet and "quiet" in config.given  # from Python quiet is the default, and a notebook has bars
+    console = Console(config.quiet or not world.first, bars=world.first and not silent)
     if config.batch_size != asked:
         console.say(
             f"batch       {config.batch_size}, not the recipe's {asked}: there are {len(datasets.train)} images"

@@ -53,3 +53,13 @@ def z_quantile(comparisons: int = 1) -> float:
 
 def contains_zero(difference: Mapping[str, Any]) -> bool:
     return difference["low"] <= EXACT and difference["high"] >= -EXACT
+
+
+def sign_test(won: int, lost: int) -> float:
+    """The two-sided p of so many pairs that differ one way and the other, if both were as likely: McNemar's exact test.
+
+    McNemar, Psychometrika 12, 1947; exact by the binomial distribution, and 1 if no pair differs.
+    """
+    pairs = won + lost
+    tail = sum(math.comb(pairs, k) for k in range(min(won, lost) + 1))
+    return min(1.0, 2 * tail / 2**pairs)

@@ -1,4 +1,7 @@
-"""Telling a person how a run goes, on stderr: a live panel on a terminal, plain lines elsewhere, nothing if quiet."""
+"""Telling a person how a run goes, on stderr: a live panel on a terminal, plain lines elsewhere, nothing if quiet.
+
+In a notebook a bar is HTML.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from typing import Any, TypeVar
 
 from rich import console as rich
 
+from . import notebook
+
 T = TypeVar("T")
 
 EVERY = 300.0  # seconds between two plain lines where no panel can be drawn
@@ -23,14 +28,17 @@ class Console:
 
     Args:
         quiet: Say nothing.
+        bars: Whether bars are shown in a notebook; None: unless quiet.
 
     Attributes:
         live: Whether a panel can be drawn.
         figures: What the panel shows beside its bar, as live.FIGURES has them.
     """
 
-    def __init__(self, quiet: bool = False):
+    def __init__(self, quiet: bool = False, bars: bool | None = None):
         self.quiet = quiet
+        in_notebook = notebook.is_running() and (bars if bars is not None else not quiet)
+        self.bar = notebook.Bar() if in_notebook else None
         self.console = rich.Console(stderr=True, highlight=False, soft_wrap=True)
         self.live = not quiet and self.console.is_terminal and not self.console.is_dumb_terminal
         self.figures: dict[str, Any] = {}
@@ -73,6 +81,9 @@ class Console:
             total: How many items there are in all.
             start: How many of them are done before the first.
         """
+        if self.bar:
+            yield from self.bar.track(items, title, total)
+            return
         if self.quiet:
             yield from items
             return

@@ -11,11 +11,13 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from ..errors import CliError, UsageError, one_line
@@ -233,12 +235,13 @@ def count_gpus(wanted: str, device: str | None) -> int:
     return count
 
 
-def launch(count: int, arguments: list[str]) -> int:
+def launch(count: int, arguments: list[str], logs: Path | None = None, echo: bool = False) -> int:
     """Run `neutreno-adapt` with these arguments in `count` processes on this machine; returns the exit code.
 
-    If one of them fails, torch's launcher ends the others, after 30 s by force.
+    What they print goes through or, with `logs`, into files in that folder, and on stderr too with `echo`. If one of
+    them fails, torch's launcher ends the others, after 30 s by force.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -246,9 +249,10 @@ def launch(count: int, arguments: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     ignored = {name for name in SIGNALS if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN}  # nohup
     passed_on = [name for name in SIGNALS if name not in ignored]
+    specs = DefaultLogsSpecs(str(logs), Std.ALL, Std.ERR if echo else Std.NONE) if logs else DefaultLogsSpecs()
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id="neutreno", rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, logs_specs=DefaultLogsSpecs(),
+        rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, logs_specs=specs,
         signals_to_handle=",".join(passed_on),
     )  # fmt: skip
     try:
@@ -258,6 +262,38 @@ def launch(count: int, arguments: list[str]) -> int:
     except SignalException:
         return 130
     return 0
+
+
+def launch_with(options: Mapping[str, Any], count: int, echo: bool) -> str:
+    """Run `neutreno-adapt` with these options, by name, in `count` processes on this machine; returns what it prints.
+
+    Args:
+        options: As --config takes them.
+        count: Of processes.
+        echo: Let what they say on stderr through.
+
+    Raises:
+        CliError: What one of them ended with, with its sentence.
+    """
+    import yaml
+
+    with tempfile.TemporaryDirectory(prefix="neutreno-") as folder:
+        path = Path(folder) / "options.yaml"
+        path.write_text(yaml.safe_dump(dict(options)))
+        variables = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("NEUTRENO_")}
+        try:  # the command would read options from them, which go before a file's
+            code = launch(count, ["neutreno-adapt", "--config", str(path)], Path(folder), echo)
+        finally:
+            os.environ.update(variables)
+        printed, said = (
+            "".join(file.read_text() for file in sorted(Path(folder).rglob(name)))
+            for name in ("stdout.log", "stderr.log")
+        )
+    if code:
+        kinds = {kind.exit_code: kind for kind in CliError.__subclasses__()}
+        lines = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
+        raise kinds.get(code, CliError)(lines[0] if lines else f"a process ended with exit code {code}.")
+    return printed
 
 
 def _exit_code(codes: list[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,13 @@ class StopSignal:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Take the signals, and give them back. One that is ignored (nohup, a background job) stays ignored."""
+        """Take the signals, and give them back. One that is ignored (nohup, a background job) stays ignored.
+
+        Only a program's main thread can take them: in another one nothing is taken.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self.receive) for number in taken}
         try:
