@@ -12,6 +12,7 @@ import typer
 from .commands.adapt import adapt, show_version
 from .commands.analyze import analyze
 from .commands.command import Command, Group
+from .commands.compare import compare
 from .commands.env import env
 from .commands.evaluate import evaluate
 from .commands.models import models
@@ -48,6 +49,7 @@ app = typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=Fals
 app.callback()(options)
 app.command(cls=Command)(adapt)
 app.command(cls=Command)(evaluate)
+app.command(cls=Command)(compare)
 app.command(cls=Command)(analyze)
 app.command(cls=Command)(models)
 app.command(cls=Command)(predict)

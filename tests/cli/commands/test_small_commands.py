@@ -1,4 +1,4 @@
-"""`neutreno runs`, `predict`, `env`, `push --dry-run` and `python -m timm_neutreno`, on real runs."""
+"""`neutreno runs`, `compare`, `predict`, `env`, `push --dry-run` and `python -m timm_neutreno`, on real runs."""
 
 import json
 import shutil
@@ -118,3 +118,25 @@ def test_push_dry_run_prints_the_card_and_asks_nobody(made, neutreno, monkeypatc
 def test_python_m():
     command = [sys.executable, "-m", "timm_neutreno", "--version"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("timm-neutreno ")
+
+
+def test_compare_pairs_the_arms_of_a_run(made, neutreno):
+    run = made / "runs" / "one"
+    names = [str(run / "arms" / "control"), str(run)]
+    found = json.loads(neutreno("compare", *names, "--json").out)
+    recorded = json.loads((run / "results.json").read_text())["models"]
+    assert found["models"] == {names[0]: recorded["control"], names[1]: recorded["neutreno"]}
+    (pair,) = found["differences"].values()
+    assert pair["difference"] == pytest.approx(recorded["neutreno"]["top1"] - recorded["control"]["top1"])
+    assert pair["won"] - pair["lost"] == round(pair["difference"] * 14 / 100)
+    assert f"{pair['won']} images won, {pair['lost']} lost" in neutreno("compare", *names).out
+
+
+def test_compare_refuses_other_images_and_one_run(made, neutreno, tmp_path):
+    images, _ = small_run.make(tmp_path, val=5)
+    shutil.copytree(made / "runs" / "one", tmp_path / "run")
+    arguments = (tmp_path / "run" / "args.yaml").read_text().replace(str(made / "images"), str(images))
+    (tmp_path / "run" / "args.yaml").write_text(arguments)
+    printed = neutreno("compare", made / "runs" / "one", tmp_path / "run", code=2)
+    assert "have other val images: they cannot be paired" in printed.err
+    assert "at least two" in neutreno("compare", made / "runs" / "one", code=2).err

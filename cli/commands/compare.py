@@ -1,0 +1,50 @@
+"""`neutreno compare`: runs, or any models, on the same val images, in pairs with the first."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from ..config import Config, check
+from ..runtime.console import Console
+from .options import takes_config
+
+NAMES = "Runs, folders in a run (RUN/arms/control), or checkpoints; the others are compared with the first."
+
+
+@takes_config("data", "data_dir", "val_split", "num_classes", "batch_size", "limit_batches", "workers", "device", "amp")
+def compare(
+    config: Config,
+    models: Annotated[list[str], typer.Argument(help=NAMES, metavar="RUN RUN...")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Compare models on the same val images: figures of each, and paired differences from the first.
+
+    Options that are not given are each run's own. Exit codes: those of adapt.
+    """
+    check(config)
+    from ..engine.compare import compare as compared
+    from ..reports import tables
+
+    document = compared(models, config, Console())
+    if as_json:
+        print(json.dumps(document))
+        return
+    rows = [tables.row(name, found) for name, found in document["models"].items()]
+    print(tables.plain([tables.HEADER, *rows]))
+    print()
+    for name, pair in document["differences"].items():
+        print(sentence(name, models[0], pair, len(document["differences"])))
+
+
+def sentence(name: str, first: str, pair: dict[str, Any], comparisons: int) -> str:
+    """What one pair shows."""
+    worse, better = pair["high"] < 0, pair["low"] > 0
+    what = "Better" if better else "Worse" if worse else "No difference shown"
+    many = f", widened for {comparisons} comparisons" if comparisons > 1 else ""
+    return (
+        f"{what}: {name} against {first}: {pair['difference']:+.2f} points of top-1, 95 % interval {pair['low']:+.2f} "
+        f"to {pair['high']:+.2f} (over images{many}); {pair['won']} images won, {pair['lost']} lost."
+    )
