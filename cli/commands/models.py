@@ -59,16 +59,14 @@ def list_models(pattern: str, params: bool) -> Iterator[dict[str, Any]]:
 
 def family_table(rows: Iterable[dict[str, Any]]) -> str:
     """A row per module of timm: how many models have a twin, how many weights they have, the first names."""
-    from ..reports import tables
-
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         found.setdefault(row["family"], []).append(row)
-    cells = [("timm.models", "models", "weights", "such as")]
+    lines = ["| timm.models | models | weights | such as |", "|---|---|---|---|"]
     for family, group in sorted(found.items()):
         names = ", ".join(f"`{row['name']}`" for row in group[:3])
-        cells.append((f"`{family}`", str(len(group)), str(sum(len(row["tags"]) for row in group)), names))
-    return tables.markdown(cells)
+        lines.append(f"| `{family}` | {len(group)} | {sum(len(row['tags']) for row in group)} | {names} |")
+    return "\n".join(lines)
 
 
 def count_parameters(name: str) -> int:
