@@ -17,10 +17,10 @@ from .support import LayerSupport, UnsupportedModelError, check_support
 from .surgery import is_patched, patch, set_fidelity, set_strengths, strengths, unpatch
 
 if TYPE_CHECKING:
-    from . import hub, probing, smoothing
+    from . import hf, hub, probing, smoothing
     from .eigen import fold, reparametrize
 
-LAZY_MODULES = ("hub", "probing", "smoothing")
+LAZY_MODULES = ("hf", "hub", "probing", "smoothing")
 LAZY_NAMES = {"reparametrize": "eigen", "fold": "eigen"}
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "check_support",
     "fidelity_term",
     "fold",
+    "hf",
     "hub",
     "is_patched",
     "patch",
