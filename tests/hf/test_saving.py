@@ -114,6 +114,14 @@ def test_from_pretrained_does_not_lose_the_method_silently(tmp_path):
     assert imported.stdout.count("Load it with timm_neutreno.hf.load(folder)") == 2
 
 
+def test_only_another_implementation_by_name_gives_the_plain_model(tmp_path):
+    """docs/transformers.md says that this cannot be prevented."""
+    model, x = build("gpt2"), inputs("gpt2")
+    before = output(model, x)
+    hf.patch(model).save_pretrained(tmp_path)
+    assert torch.equal(output(GPT2LMHeadModel.from_pretrained(tmp_path, attn_implementation="sdpa"), x), before)
+
+
 def test_the_inner_model_alone_keeps_the_method(tmp_path):
     model = hf.patch(build("gpt2"))
     model.transformer.save_pretrained(tmp_path)
