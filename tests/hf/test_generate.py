@@ -4,7 +4,7 @@ import pytest
 import torch
 from hf_models import TEXT_MODELS, build, inputs, output
 from hf_oracle import projection_oracle
-from transformers import DynamicCache, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig, Qwen2Config
 
 from timm_neutreno import hf
 
@@ -56,27 +56,39 @@ def test_a_prompt_in_pieces(name):
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-9, atol=1e-9)
 
 
-def sliding():
+def sliding(config_class, **options):
     torch.manual_seed(0)
-    config = MistralConfig(
+    config = config_class(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
-        vocab_size=40, sliding_window=4, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        vocab_size=40, sliding_window=4, bos_token_id=1, eos_token_id=2, pad_token_id=0, **options,
     )  # fmt: skip
-    model = MistralForCausalLM(config).double().eval()
+    model = AutoModelForCausalLM.from_config(config).double().eval()
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     return model
 
 
-def test_a_sliding_window():
+MIXED = {"use_sliding_window": True, "max_window_layers": 2}  # the first two layers see everything
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "method"),
+    [(MistralConfig, {}, "neutreno"), (MistralConfig, {}, "value_residual"), (Qwen2Config, MIXED, "neutreno")],
+)
+def test_a_sliding_window(config, options, method):
     """The cache of a window drops old tokens; the values of a layer's own tokens stay its last ones."""
-    x = inputs("llama", tokens=9)
-    for method in ("neutreno", "value_residual"):
-        model = hf.patch(sliding(), method)
-        tokens, scores = sampled(model, x)
-        expected, wanted = sampled(model, x, use_cache=False)
-        assert torch.equal(tokens, expected)
-        torch.testing.assert_close(scores, wanted, rtol=1e-9, atol=1e-9)
+    x, model = inputs("llama", tokens=9), hf.patch(sliding(config, **options), method)
+    tokens, scores = sampled(model, x)
+    expected, wanted = sampled(model, x, use_cache=False)
+    assert torch.equal(tokens, expected)
+    torch.testing.assert_close(scores, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_caches_of_different_lengths_do_not_mix_values():
+    x, model = inputs("llama", tokens=9), hf.patch(sliding(Qwen2Config, **MIXED), "value_residual")
+    with pytest.raises(RuntimeError, match=r"first layer's are \(2, 2, 10, 8\), this layer's \(2, 2, 4, 8\)"):
+        sampled(model, x)
+    sampled(model, x, use_cache=False)
 
 
 @pytest.mark.parametrize("method", ["gfsa", "twicing"])

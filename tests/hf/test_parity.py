@@ -15,6 +15,8 @@ from transformers import (
     SiglipModel,
     SiglipTextConfig,
     SiglipVisionConfig,
+    T5Config,
+    T5EncoderModel,
 )
 
 import timm_neutreno
@@ -143,13 +145,19 @@ def test_two_towers_have_a_v0_each():
     assert torch.equal(model(input_ids=ids, pixel_values=images).logits_per_image, before)
 
 
-@pytest.mark.parametrize("kind", ["bert", "qwen2"])
-def test_further_models(kind):
-    """The function sits inside another module of the layer; a padding mask and no causality; a bias on q, k and v."""
+FURTHER = {
+    "bert": (BertModel, BertConfig),  # the function sits inside another module of the layer; not causal
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config),
+    "t5": (T5EncoderModel, T5Config),  # a bias for relative positions
+}
+
+
+@pytest.mark.parametrize("kind", FURTHER)
+def test_further_models_with_a_padding_mask(kind):
     torch.manual_seed(0)
     size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
-    config = {"bert": BertConfig, "qwen2": Qwen2Config}[kind](**size, num_key_value_heads=4, vocab_size=40)
-    model = {"bert": BertModel, "qwen2": Qwen2ForCausalLM}[kind](config).double().eval()
+    model_class, config_class = FURTHER[kind]
+    model = model_class(config_class(**size, num_key_value_heads=4, vocab_size=40, d_kv=8)).double().eval()
     x = inputs("gpt2")
     mask = torch.ones_like(x)
     mask[0, -2:] = 0
@@ -157,3 +165,13 @@ def test_further_models(kind):
         expected = output(model, x, attention_mask=mask)
     assert not torch.equal(expected, output(model, x, attention_mask=mask))
     torch.testing.assert_close(output(hf.patch(model, fidelity=0.4), x, attention_mask=mask), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_symmetric_freezes_what_only_makes_queries(name):
+    model = BertModel(BertConfig(num_hidden_layers=2, hidden_size=32, num_attention_heads=4, intermediate_size=48))
+    model = model if name == "bert" else build("llama")
+    unused = {n for n, _ in model.named_parameters() if ".query." in n or ".q_proj." in n}
+    hf.patch(model, "symmetric")
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == unused != set()
+    assert all(p.requires_grad for p in hf.unpatch(model).parameters())

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from hf_models import MODELS, build, inputs, output
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel, SiglipConfig, SiglipModel
 
 import timm_neutreno
 from timm_neutreno import hf
@@ -94,7 +94,7 @@ def test_load_takes_a_class_a_dtype_and_shards(tmp_path):
 PLAIN = """
 import sys
 {extra}
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel, SiglipConfig, SiglipModel
 for cls in (AutoModelForCausalLM, GPT2LMHeadModel):
     try:
         model = cls.from_pretrained(sys.argv[1])
@@ -127,6 +127,19 @@ def test_the_inner_model_alone_keeps_the_method(tmp_path):
     model.transformer.save_pretrained(tmp_path)
     loaded, x = hf.load(tmp_path), inputs("gpt2")
     assert torch.equal(output(loaded, x), output(model.transformer, x))
+
+
+def test_one_tower_alone_keeps_the_method(tmp_path):
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = SiglipConfig(text_config=size, vision_config={**size, "image_size": 24, "patch_size": 8})
+    model, x = hf.patch(SiglipModel(config).eval()), inputs("siglip").float()
+    model.vision_model.save_pretrained(tmp_path / "tower")
+    model.save_pretrained(tmp_path / "both")
+    expected = output(model.vision_model, x)
+    assert torch.equal(output(hf.load(tmp_path / "tower"), x), expected)
+    assert torch.equal(output(hf.load(tmp_path / "both").vision_model, x), expected)
+    timm_neutreno.set_fidelity(model, 0.1)
+    assert model.config.vision_config.timm_neutreno["fidelity"] == model.config.timm_neutreno["fidelity"] == 0.1
 
 
 def test_an_unpatched_model_saves_as_transformers_own(tmp_path):
