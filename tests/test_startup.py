@@ -8,7 +8,7 @@ import timm
 
 import timm_neutreno
 
-LAZY = ("hub", "smoothing", "probing", "eigen", "cost")  # of the library
+LAZY = ("hf", "hub", "smoothing", "probing", "eigen", "cost")  # of the library
 
 
 def run(code: str) -> str:
@@ -19,13 +19,16 @@ def run(code: str) -> str:
 def test_the_import_loads_no_module_that_only_some_users_need():
     code = (
         "import sys, timm; before = set(sys.modules); import timm_neutreno; print(*sorted({*sys.modules} - before))\n"
-        "from timm_neutreno import cost, eigen, hub, probing, smoothing; hub, probing, smoothing\n"
+        "from timm_neutreno import cost, eigen, hf, hub, probing, smoothing; hf, hub, probing, smoothing\n"
         "print(*sorted({*sys.modules} - before))"
     )
     at_import, later = (set(line.split()) for line in run(code).splitlines())
     assert "timm_neutreno.surgery" in at_import
-    assert not at_import & {"matplotlib", *(f"timm_neutreno.{name}" for name in LAZY)}
-    assert {f"timm_neutreno.{name}" for name in LAZY} <= later  # else the names above would be out of date
+    assert not at_import & {"matplotlib", "transformers", *(f"timm_neutreno.{name}" for name in LAZY)}
+    assert {
+        "transformers",
+        *(f"timm_neutreno.{name}" for name in LAZY),
+    } <= later  # else the names above would be out of date
 
 
 def test_registering_the_twins_copies_no_pretrained_cfg():
@@ -38,7 +41,7 @@ def test_registering_the_twins_copies_no_pretrained_cfg():
     assert int(run(code)) > 300
 
 
-@pytest.mark.parametrize("name", ["hub", "probing", "smoothing"])
+@pytest.mark.parametrize("name", ["hf", "hub", "probing", "smoothing"])
 def test_lazy_modules_are_attributes_all_the_same(name):
     code = f"import timm_neutreno; assert '{name}' in dir(timm_neutreno); print(timm_neutreno.{name}.__name__)"
     assert run(code).strip() == f"timm_neutreno.{name}"

@@ -19,10 +19,10 @@ from .surgery import is_patched, patch, set_fidelity, set_strengths, strengths, 
 if TYPE_CHECKING:
     from timm_neutreno_cli.api import adapt, evaluate, probe
 
-    from . import hub, probing, smoothing
+    from . import hf, hub, probing, smoothing
     from .eigen import fold, reparametrize
 
-LAZY_MODULES = ("hub", "probing", "smoothing")
+LAZY_MODULES = ("hf", "hub", "probing", "smoothing")
 LAZY_NAMES = {"reparametrize": ".eigen", "fold": ".eigen"}
 # the commands as functions: the only door from here to the command line, opened when one of them is used
 LAZY_NAMES |= dict.fromkeys(("adapt", "evaluate", "probe"), "timm_neutreno_cli.api")
@@ -36,6 +36,7 @@ __all__ = [
     "evaluate",
     "fidelity_term",
     "fold",
+    "hf",
     "hub",
     "is_patched",
     "patch",

@@ -36,6 +36,8 @@ class Projected(NamedTuple):
     is_causal: bool = False
     scale: float | None = None  # of q k^T; None for 1 / sqrt(D)
     mlp: Tensor | None = None  # the MLP half of a parallel block's joint projection, (B, N, hidden)
+    groups: int = 1  # heads of q for each head of k and v: grouped queries, which attend knows about
+    cached: bool = False  # k and v begin with tokens of earlier calls, which q has not: a KV cache
 
 
 Attend = Callable[[Projected], Tensor]
@@ -54,6 +56,30 @@ def add_scaled_(u: Tensor, w: Strength, delta: Tensor) -> Tensor:
     if recorded or not isinstance(w, NUMBER):
         return add_scaled(u, w, delta)
     return u.add_(delta, alpha=w)
+
+
+def per_head(x: Tensor, p: Projected) -> Tensor:
+    """x, (B, heads of k, N, ...), for every head of q."""
+    return x if p.groups == 1 else x.repeat_interleave(p.groups, dim=1)
+
+
+def own(x: Tensor, p: Projected) -> Tensor:
+    """Of keys or values x those that belong to the tokens of q, one by one, for every head of q."""
+    return per_head(x[:, :, x.shape[2] - p.q.shape[2] :] if p.cached else x, p)
+
+
+def again(u: Tensor, p: Projected) -> Projected:
+    """p with attention's own output u as the values: A u is a second pass.
+
+    Raises:
+        RuntimeError: If earlier tokens are in a KV cache, which does not hold their u.
+    """
+    if p.cached:
+        raise RuntimeError(
+            "gfsa and twicing attend to the outputs of earlier tokens, which a KV cache does not hold. Call generate() "
+            "with use_cache=False, or patch the model with other methods."
+        )
+    return p._replace(k=per_head(p.k, p), v=u, groups=1)
 
 
 def mean_over_tokens(x: Tensor, p: Projected) -> Tensor:
@@ -80,7 +106,7 @@ def attnscale(attend: Attend, p: Projected, attnscale: Strength) -> Tensor:
     https://arxiv.org/abs/2203.05962; w starts at 0 and is learned per head.
     """
     u = attend(p)
-    return add_scaled(u, attnscale, u - mean_over_tokens(p.v, p))
+    return add_scaled(u, attnscale, u - mean_over_tokens(own(p.v, p), p))
 
 
 def gfsa(attend: Attend, p: Projected, gfsa: Strength) -> Tensor:
@@ -90,7 +116,7 @@ def gfsa(attend: Attend, p: Projected, gfsa: Strength) -> Tensor:
     https://arxiv.org/abs/2312.04234; w starts at 0 and is learned per head (w_0 = 0 and w_1 = 1 in the authors' code).
     """
     u = attend(p)
-    return add_scaled(u, gfsa, 3 * attend(p._replace(v=u)) - 2 * u)
+    return add_scaled(u, gfsa, 3 * attend(again(u, p)) - 2 * u)
 
 
 def twicing(attend: Attend, p: Projected, twicing: Strength) -> Tensor:
@@ -100,7 +126,7 @@ def twicing(attend: Attend, p: Projected, twicing: Strength) -> Tensor:
     https://arxiv.org/abs/2503.00687.
     """
     u = attend(p)
-    return add_scaled(u, twicing, u - attend(p._replace(v=u)))
+    return add_scaled(u, twicing, u - attend(again(u, p)))
 
 
 def laplacian(attend: Attend, p: Projected, laplacian: float) -> Tensor:
@@ -112,7 +138,7 @@ def laplacian(attend: Attend, p: Projected, laplacian: float) -> Tensor:
     u = attend(p)
     share, whole = float(laplacian).as_integer_ratio()
     heads = (2 * u.shape[1] * share + whole) // (2 * whole)  # round, in integers: torch.fx knows H as a symbol
-    return torch.cat([p.v[:, :heads] - u[:, :heads], u[:, heads:]], dim=1)
+    return torch.cat([own(p.v, p)[:, :heads] - u[:, :heads], u[:, heads:]], dim=1)
 
 
 def xsa(attend: Attend, p: Projected, xsa: Strength) -> Tensor:
@@ -120,7 +146,7 @@ def xsa(attend: Attend, p: Projected, xsa: Strength) -> Tensor:
 
     Exclusive self-attention, 2026, https://arxiv.org/abs/2603.09078.
     """
-    u, e = attend(p), F.normalize(p.v, dim=-1)
+    u, e = attend(p), F.normalize(own(p.v, p), dim=-1)
     return add_scaled(u, xsa, -(u * e).sum(dim=-1, keepdim=True) * e)
 
 
@@ -144,7 +170,7 @@ def neutreno(attend: Attend, p: Projected, fidelity: Strength, v0: Tensor) -> Te
     NeurIPS 2023, https://arxiv.org/abs/2312.00751. The authors' code fixes fidelity = 0.6 for images and 0.4 for text,
     does not detach v0, and adds the term after attention dropout and before the heads are merged.
     """
-    return add_scaled_(attend(p), fidelity, v0 - p.v)
+    return add_scaled_(attend(p), fidelity, own(v0, p) - own(p.v, p))
 
 
 def value_residual(attend: Attend, p: Projected, value_residual: Strength, v0: Tensor) -> Tensor:
@@ -162,12 +188,13 @@ def kernel(attend: Attend, p: Projected) -> Tensor:
     """
     scale = p.k.shape[-1] ** -0.5 if p.scale is None else p.scale
     bias = (p.k.square().sum(dim=-1) * (-scale / 2)).unsqueeze(-2).to(p.q.dtype)  # (B, H, 1, N)
+    bias = per_head(bias, p)
     return attend(p._replace(bias=bias if p.bias is None else p.bias + bias))
 
 
 def symmetric(attend: Attend, p: Projected) -> Tensor:
     """softmax(scale k k^T) v: the symmetric kernel that NeuTRENO's theorem is about (its Eq. 24, Sym-NeuTRENO)."""
-    return attend(p._replace(q=p.k))
+    return attend(p._replace(q=own(p.k, p)))
 
 
 def featscale(y: Tensor, p: Projected, featscale_low: Strength, featscale_high: Strength) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 from .methods import STRENGTHS
 
 PREFIX = "neutreno_"
+CONFIG_KEY = "timm_neutreno"  # in the config of a model of transformers: the arguments of timm_neutreno.hf.patch
 METHOD_ARGUMENTS = ("method", "layers", *STRENGTHS, *(f"learnable_{strength}" for strength in STRENGTHS))
 
 
@@ -41,6 +42,7 @@ def record_model_args(model: Any, arguments: dict[str, Any] | None) -> None:
 
 def record_strengths(module: Any, values: dict[str, float]) -> None:
     """Keep the recorded arguments true after a strength was set."""
-    arguments = getattr(module, "_model_args", {})
-    if known := {name: value for name, value in values.items() if name in arguments}:
-        module._model_args = {**arguments, **known}
+    for holder, key in ((module, "_model_args"), (getattr(module, "config", None), CONFIG_KEY)):
+        arguments = getattr(holder, key, {})
+        if known := {name: value for name, value in values.items() if name in arguments}:
+            setattr(holder, key, {**arguments, **known})

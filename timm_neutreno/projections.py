@@ -330,9 +330,12 @@ ATTENTIONS: dict[type[nn.Module], AttentionSpec] = {
 }
 
 
+QUERIES = ("q_proj", "q_norm", "query")  # the last one of BERT in transformers
+
+
 def query_parameters(module: Any) -> dict[str, nn.Parameter]:
     """By name, those that only make q, which symmetric attention does not use; rows of a fused qkv are none."""
-    return {name: p for name, p in module.named_parameters() if name.split(".")[0] in ("q_proj", "q_norm")}
+    return {name: p for name, p in module.named_parameters() if name.split(".")[0] in QUERIES}
 
 
 def output_width(module: Any) -> int:

@@ -153,6 +153,8 @@ def _refusal(spec: AttentionSpec, methods: tuple[str, ...]) -> str:
 
 def _reason(vit: nn.Module, layer: nn.Module | None = None) -> str:
     """The family's reason, or what is unknown about the layer."""
+    if layer is None and type(vit).__module__.startswith("transformers."):
+        return "never here: a model of transformers; timm_neutreno.hf.patch(model) takes those"
     if layer is None:
         inside_timm = type(vit).__module__.startswith("timm.")  # a model of timm, or its wrapper around one
         families = [reason for module in vit.modules() if inside_timm and (reason := _family(module))]

@@ -170,7 +170,7 @@ def patch(
         )
     check_patchable(model, method)
     vits = find_vits(model)
-    chosen = [_check_layers(layers, len(vit.blocks), method) for vit in vits]
+    chosen = [check_layers(layers, len(vit.blocks), method) for vit in vits]
     arguments = {"method": method, **({} if layers is None else {"layers": list(layers)}), **resolved}
     for vit, indices in zip(vits, chosen, strict=True):
         _patch_vit(vit, split(method), indices, resolved)
@@ -179,7 +179,7 @@ def patch(
     return model
 
 
-def _check_layers(layers: Sequence[int] | None, depth: int, method: str) -> set[int]:
+def check_layers(layers: Sequence[int] | None, depth: int, method: str) -> set[int]:
     """The blocks where a method acts, counted from 0."""
     wanted = range(depth) if layers is None else layers
     if outside := [index for index in wanted if not isinstance(index, int) or not -depth <= index < depth]:
@@ -272,13 +272,15 @@ def _unpatch_attention(attn: Any) -> None:
 
 
 def is_patched(model: nn.Module) -> bool:
-    """Whether `patch` was called on the model, or on a module inside it."""
+    """Whether `patch`, of this package or of its hf, was called on the model, or on a module inside it."""
     check_module(model)
-    return any(isinstance(module, PatchedAttention) for module in model.modules())
+    return any("methods" in module.__dict__ for module in model.modules())
 
 
 def _patched_vits(model: nn.Module) -> list[Any]:
     vits = [vit for vit in find_vits(model) if is_patched(vit)]
+    if not vits and is_patched(model):
+        raise ValueError("The model is one of transformers: use timm_neutreno.hf.unpatch(model).")
     if not vits:
         raise ValueError("The model is not patched: call timm_neutreno.patch(model), or create a neutreno_* model.")
     return vits
@@ -295,7 +297,7 @@ def strengths(model: nn.Module) -> dict[str, float | Tensor]:
 def _each_strength(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
     check_module(model)
     for name, module in model.named_modules():
-        if isinstance(module, PatchedAttention):
+        if "methods" in module.__dict__:
             for method in module.methods:
                 for strength in METHODS[method].strengths:
                     yield name, module, strength

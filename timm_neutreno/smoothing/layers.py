@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -13,6 +14,13 @@ from ..support import UnsupportedModelError, class_path, find_vits
 class Layers(NamedTuple):
     blocks: list[nn.Module]
     num_prefix_tokens: int  # class, distillation and register tokens: the first ones of every block's output
+    only_blocks: bool = False  # whether nothing but the blocks' outputs, with all their tokens, can be measured
+
+
+def of_transformers(model: nn.Module) -> bool:
+    """Whether it is a model of transformers, which is not imported to find out."""
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
 
 
 def find_blocks(model: nn.Module) -> Layers:
@@ -36,6 +44,21 @@ def find_blocks(model: nn.Module) -> Layers:
     enters_late = hasattr(vit, "blocks_token_only")  # CaiT's class token joins after these blocks
     blocks = list(vit.blocks)
     return Layers(blocks, 0 if enters_late else int(getattr(vit, "num_prefix_tokens", 0) or 0))
+
+
+def find_outputs(model: nn.Module) -> Layers:
+    """`find_blocks`, or the layers of a model of transformers. Errors as of `find_blocks`."""
+    if find_vits(model) or not of_transformers(model):
+        return find_blocks(model)
+    from ..hf.layers import find_layers
+
+    groups = find_layers(model)
+    if len(groups) > 1:
+        raise UnsupportedModelError(
+            f"cannot measure {class_path(model)}: it has {len(groups)} lists of layers, whose tokens cannot be "
+            "compared. Measure one of the models inside it alone, such as model.vision_model."
+        )
+    return Layers(groups[0].layers, 0, only_blocks=True)
 
 
 def timm_class(module: nn.Module) -> type[nn.Module]:
@@ -82,6 +105,8 @@ def to_tokens(output: object, module: nn.Module, layer: int, num_prefix_tokens: 
         UnsupportedModelError: If it is no tensor of tokens.
         ValueError: If fewer than two tokens are left.
     """
+    if isinstance(output, tuple) and type(module).__module__.startswith("transformers."):
+        output = output[0]
     # only SAM's blocks give (B, height, width, C); elsewhere four dimensions are a convolution's (B, C, height, width)
     is_image = isinstance(output, Tensor) and output.ndim == 4 and "sam" in timm_class(module).__module__
     if is_image:

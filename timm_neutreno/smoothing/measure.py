@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .layers import of_transformers
 from .metrics import SIMILARITIES
 from .result import Smoothing
 from .watch import watch
@@ -37,7 +39,7 @@ def measure(
     model = getattr(model, "_orig_mod", model)  # hooks do not fire in a compiled model
     with watch(model, metrics, name=name) as recorder, evaluating(model):
         for batch in batches:
-            model(prepare(model, batch))
+            _ = model(**prepare_inputs(model, batch)) if of_transformers(model) else model(prepare(model, batch))
             if progress:
                 progress(recorder.images)
     return recorder.result()
@@ -60,6 +62,26 @@ def prepare(model: nn.Module, batch: object) -> Tensor:
     return images.to(weight.device, weight.dtype)
 
 
+def prepare_inputs(model: Any, batch: object) -> dict[str, Any]:
+    """The inputs of a model of transformers by name, on its device: a dictionary of them, token ids, or images.
+
+    Raises:
+        ValueError: As of `prepare`, or if tokens of padding would be measured.
+    """
+    batch = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if isinstance(batch, Tensor) and batch.ndim == 2 and not batch.is_floating_point():
+        batch = {"input_ids": batch}
+    if not isinstance(batch, Mapping):
+        return {model.main_input_name: prepare(model, batch)}
+    mask = batch.get("attention_mask")
+    if mask is not None and not bool(mask.all()):
+        raise ValueError(
+            "the batch is padded, and padding would be measured as tokens: give batches of one length, such as pieces "
+            "of a long text."
+        )
+    return {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards every module has its own mode again."""
@@ -77,10 +99,12 @@ def token_similarity(model: nn.Module, batches: Iterable, *, of: str = "block", 
     """Mean cosine similarity of different tokens, by layer: mean over images of `tokens.cosine_similarity`.
 
     Args:
-        model: A timm ViT-like model, patched or not.
-        batches: Image batches (B, 3, height, width), or tuples that start with one; moved to the model.
+        model: A timm ViT-like model, patched or not, or a model of transformers.
+        batches: Image batches (B, 3, height, width), or tuples that start with one; moved to the model. For a model of
+            transformers also token ids, (B, N), or dictionaries of its inputs, without padding.
         of: "block" (the residual stream after each block) or "attention" (the attention module's output).
-        tokens: "all", or "patch" to leave out class, distillation and register tokens.
+        tokens: "all", or "patch" to leave out class, distillation and register tokens. Models of transformers are
+            measured with of="block" and tokens="all" only.
 
     Returns:
         One value per layer, first layer first, each in [-1, 1].

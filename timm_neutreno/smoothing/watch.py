@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..support import UnsupportedModelError
 from .heads import Call
-from .layers import find_attention, find_attention_output, find_blocks, to_tokens
+from .layers import Layers, find_attention, find_attention_output, find_outputs, to_tokens
 from .metrics import METRICS, SIMILARITIES, check_metrics
 from .result import Smoothing
 
@@ -85,7 +86,7 @@ def watch(model: nn.Module, metrics: Iterable[str] = SIMILARITIES, *, name: str 
     gradient checkpointing runs a second time counts a second time, which leaves the means as they are.
 
     Args:
-        model: A timm ViT-like model, patched or not.
+        model: A timm ViT-like model, patched or not, or a model of transformers.
         metrics: Names from `METRICS`.
         name: The model's name in the result.
 
@@ -94,7 +95,8 @@ def watch(model: nn.Module, metrics: Iterable[str] = SIMILARITIES, *, name: str 
         UnsupportedModelError: If the model has no layers to measure.
     """
     names = check_metrics(metrics)
-    layers = find_blocks(model)
+    layers = find_outputs(model)
+    _check_measurable(names, layers)
     recorder = Recorder(name or type(model).__name__, names, len(layers.blocks))
     handles = [layers.blocks[0].register_forward_hook(partial(_count_images, recorder))]
     try:
@@ -113,8 +115,18 @@ def watch(model: nn.Module, metrics: Iterable[str] = SIMILARITIES, *, name: str 
             handle.remove()
 
 
-def _count_images(recorder: Recorder, module: nn.Module, args: tuple, output: Tensor) -> None:
-    recorder.images += len(output)
+def _check_measurable(names: list[str], layers: Layers) -> None:
+    """Refuse what is only known of timm's models."""
+    other = [name for name in names if METRICS[name].of != "block" or METRICS[name].patch_only]
+    if layers.only_blocks and other:
+        raise UnsupportedModelError(
+            f"{other[0]} is measured on models of timm only. Of a model of transformers the outputs of its layers are, "
+            "with all their tokens: block_similarity, or of='block', tokens='all'."
+        )
+
+
+def _count_images(recorder: Recorder, module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+    recorder.images += len(output[0] if isinstance(output, tuple) else output)
 
 
 @torch.no_grad()
