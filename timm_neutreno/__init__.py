@@ -18,13 +18,15 @@ from .surgery import is_patched, patch, set_fidelity, set_strengths, strengths, 
 
 if TYPE_CHECKING:
     from . import hub, probing, smoothing
+    from .causal_lm import CausalLM
     from .eigen import fold, reparametrize
 
 LAZY_MODULES = ("hub", "probing", "smoothing")
-LAZY_NAMES = {"reparametrize": "eigen", "fold": "eigen"}
+LAZY_NAMES = {"reparametrize": "eigen", "fold": "eigen", "CausalLM": "causal_lm"}
 
 __all__ = [
     "METHODS",
+    "CausalLM",
     "LayerSupport",
     "UnsupportedModelError",
     "check_support",
