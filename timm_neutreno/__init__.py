@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from timm_neutreno_cli.api import adapt, evaluate, probe
 
     from . import hf, hub, probing, smoothing
+    from .causal_lm import CausalLM
     from .eigen import fold, reparametrize
 
 LAZY_MODULES = ("hf", "hub", "probing", "smoothing")
-LAZY_NAMES = {"reparametrize": ".eigen", "fold": ".eigen"}
+LAZY_NAMES = {"reparametrize": ".eigen", "fold": ".eigen", "CausalLM": ".causal_lm"}
 # the commands as functions: the only door from here to the command line, opened when one of them is used
 LAZY_NAMES |= dict.fromkeys(("adapt", "evaluate", "probe"), "timm_neutreno_cli.api")
 
 __all__ = [
     "METHODS",
+    "CausalLM",
     "LayerSupport",
     "UnsupportedModelError",
     "adapt",

@@ -19,6 +19,14 @@ from .attention import Carry, run_attention
 from .projections import ATTENTIONS
 
 
+class PostNormBlock(vision_transformer.Block):
+    """timm's block with the norm after each sum (Vaswani et al., 2017), for `CausalLM`: as in NeuTRENO's Table 3."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        x = self.norm1(x + self.drop_path1(self.ls1(self.attn(x, attn_mask=attn_mask, is_causal=is_causal))))
+        return self.norm2(x + self.drop_path2(self.ls2(self.mlp(x))))
+
+
 class BlockView:
     """A block as timm's forward sees it: like the block, but calling `.attn` passes the carry along."""
 
@@ -123,4 +131,5 @@ BLOCKS: dict[type[nn.Module], BlockSpec] = {
     deepseek_vit.DeepseekVitBlock: SINGLE,
     gemma4_vit.Gemma4Block: SINGLE,
     sam.Block: WINDOWED,
+    PostNormBlock: SINGLE,
 }

@@ -17,6 +17,7 @@ from .projections import ATTENTIONS, AttentionSpec
 
 HIERARCHICAL = "never: its feature maps change size between stages, so that the first layer's values fit no later layer"
 NO_ATTENTION = "never: has no self-attention over tokens"
+CAUSAL = "the model is causal, and a mean over all tokens would show each token the later ones"
 
 # module of the model's class in timm -> why its models are refused, where no rule says it
 FAMILIES = {
@@ -136,15 +137,17 @@ def _check_block(
     entries = []
     for attn in kind.attentions(block):
         spec = ATTENTIONS.get(getattr(type(attn), "timm_class", type(attn)))
-        reason = _reason(vit, attn) if spec is None else _refusal(spec, methods)
+        reason = _reason(vit, attn) if spec is None else _refusal(spec, methods, getattr(vit, "is_causal", False))
         entries.append(LayerSupport(names[attn], class_path(attn), not reason, reason))
     return entries
 
 
-def _refusal(spec: AttentionSpec, methods: tuple[str, ...]) -> str:
+def _refusal(spec: AttentionSpec, methods: tuple[str, ...], is_causal: bool) -> str:
     """Why one of the methods cannot act on a known class; "" if all can."""
     for name in methods:
         row = METHODS[name]
+        if is_causal and row.averages:
+            return f"never with {name}: {CAUSAL}"
         for key in (name, row.acts_on, "averages" if row.averages else ""):
             if key in spec.refuses:
                 return f"never with {name}: {spec.refuses[key]}"

@@ -46,12 +46,14 @@ def measure(
 
 
 def prepare(model: nn.Module, batch: object) -> Tensor:
-    """The images of a batch, on the model's device and in its dtype.
+    """The images of a batch, on the model's device and in its dtype; of a language model, the token ids.
 
     Raises:
         ValueError: If there are none.
     """
     images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+    if getattr(model, "is_causal", False) and isinstance(images, Tensor):
+        return images.to(next(model.parameters()).device)
     if not isinstance(images, Tensor) or images.ndim != 4:
         got = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
         raise ValueError(
