@@ -37,6 +37,10 @@ class Projected(NamedTuple):
     scale: float | None = None  # of q k^T; None for 1 / sqrt(D)
     mlp: Tensor | None = None  # the MLP half of a parallel block's joint projection, (B, N, hidden)
 
+    def replace(self, **changes: Tensor | None) -> Projected:
+        """A copy with some fields changed. Not the tuple's own `_replace`: torch 2.6 cannot compile that."""
+        return Projected(**{**dict(zip(Projected._fields, self, strict=True)), **changes})
+
 
 Attend = Callable[[Projected], Tensor]
 
@@ -90,7 +94,7 @@ def gfsa(attend: Attend, p: Projected, gfsa: Strength) -> Tensor:
     https://arxiv.org/abs/2312.04234; w starts at 0 and is learned per head (w_0 = 0 and w_1 = 1 in the authors' code).
     """
     u = attend(p)
-    return add_scaled(u, gfsa, 3 * attend(p._replace(v=u)) - 2 * u)
+    return add_scaled(u, gfsa, 3 * attend(p.replace(v=u)) - 2 * u)
 
 
 def twicing(attend: Attend, p: Projected, twicing: Strength) -> Tensor:
@@ -100,7 +104,7 @@ def twicing(attend: Attend, p: Projected, twicing: Strength) -> Tensor:
     https://arxiv.org/abs/2503.00687.
     """
     u = attend(p)
-    return add_scaled(u, twicing, u - attend(p._replace(v=u)))
+    return add_scaled(u, twicing, u - attend(p.replace(v=u)))
 
 
 def laplacian(attend: Attend, p: Projected, laplacian: float) -> Tensor:
@@ -152,7 +156,7 @@ def value_residual(attend: Attend, p: Projected, value_residual: Strength, v0: T
 
     ResFormer. Zhou et al., "Value Residual Learning", ACL 2025, https://arxiv.org/abs/2410.17897.
     """
-    return attend(p._replace(v=add_scaled(p.v, value_residual, v0 - p.v)))
+    return attend(p.replace(v=add_scaled(p.v, value_residual, v0 - p.v)))
 
 
 def kernel(attend: Attend, p: Projected) -> Tensor:
@@ -162,12 +166,12 @@ def kernel(attend: Attend, p: Projected) -> Tensor:
     """
     scale = p.k.shape[-1] ** -0.5 if p.scale is None else p.scale
     bias = (p.k.square().sum(dim=-1) * (-scale / 2)).unsqueeze(-2).to(p.q.dtype)  # (B, H, 1, N)
-    return attend(p._replace(bias=bias if p.bias is None else p.bias + bias))
+    return attend(p.replace(bias=bias if p.bias is None else p.bias + bias))
 
 
 def symmetric(attend: Attend, p: Projected) -> Tensor:
     """softmax(scale k k^T) v: the symmetric kernel that NeuTRENO's theorem is about (its Eq. 24, Sym-NeuTRENO)."""
-    return attend(p._replace(q=p.k))
+    return attend(p.replace(q=p.k))
 
 
 def featscale(y: Tensor, p: Projected, featscale_low: Strength, featscale_high: Strength) -> Tensor:
