@@ -39,6 +39,10 @@ class Projected(NamedTuple):
     groups: int = 1  # heads of q for each head of k and v: grouped queries, which attend knows about
     cached: bool = False  # k and v begin with tokens of earlier calls, which q has not: a KV cache
 
+    def replace(self, **changes: Any) -> Projected:
+        """A copy with some fields changed. Not the tuple's own `_replace`: torch 2.6 cannot compile that."""
+        return Projected(**{**dict(zip(Projected._fields, self, strict=True)), **changes})
+
 
 Attend = Callable[[Projected], Tensor]
 
@@ -79,7 +83,7 @@ def again(u: Tensor, p: Projected) -> Projected:
             "gfsa and twicing attend to the outputs of earlier tokens, which a KV cache does not hold. Call generate() "
             "with use_cache=False, or patch the model with other methods."
         )
-    return p._replace(k=per_head(p.k, p), v=u, groups=1)
+    return p.replace(k=per_head(p.k, p), v=u, groups=1)
 
 
 def mean_over_tokens(x: Tensor, p: Projected) -> Tensor:
@@ -178,7 +182,7 @@ def value_residual(attend: Attend, p: Projected, value_residual: Strength, v0: T
 
     ResFormer. Zhou et al., "Value Residual Learning", ACL 2025, https://arxiv.org/abs/2410.17897.
     """
-    return attend(p._replace(v=add_scaled(p.v, value_residual, v0 - p.v)))
+    return attend(p.replace(v=add_scaled(p.v, value_residual, v0 - p.v)))
 
 
 def kernel(attend: Attend, p: Projected) -> Tensor:
@@ -189,12 +193,12 @@ def kernel(attend: Attend, p: Projected) -> Tensor:
     scale = p.k.shape[-1] ** -0.5 if p.scale is None else p.scale
     bias = (p.k.square().sum(dim=-1) * (-scale / 2)).unsqueeze(-2).to(p.q.dtype)  # (B, H, 1, N)
     bias = per_head(bias, p)
-    return attend(p._replace(bias=bias if p.bias is None else p.bias + bias))
+    return attend(p.replace(bias=bias if p.bias is None else p.bias + bias))
 
 
 def symmetric(attend: Attend, p: Projected) -> Tensor:
     """softmax(scale k k^T) v: the symmetric kernel that NeuTRENO's theorem is about (its Eq. 24, Sym-NeuTRENO)."""
-    return attend(p._replace(q=own(p.k, p)))
+    return attend(p.replace(q=own(p.k, p)))
 
 
 def featscale(y: Tensor, p: Projected, featscale_low: Strength, featscale_high: Strength) -> Tensor:

@@ -230,9 +230,9 @@ def attend(module, p: Projected) -> Tensor:
 def attend_sam(attn, p: Projected) -> Tensor:
     """timm folds the heads into the batch here, and SDPA rounds differently for three dimensions than for four."""
     B, H = p.v.shape[:2]
-    flat = p._replace(q=p.q.flatten(0, 1), k=p.k.flatten(0, 1), v=p.v.flatten(0, 1))
+    flat = p.replace(q=p.q.flatten(0, 1), k=p.k.flatten(0, 1), v=p.v.flatten(0, 1))
     if p.bias is not None:
-        flat = flat._replace(bias=p.bias.flatten(0, 1))
+        flat = flat.replace(bias=p.bias.flatten(0, 1))
     return attend(attn, flat).unflatten(0, (B, H))
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from timm_neutreno import is_patched
 from timm_neutreno.hub import save_pretrained
+from timm_neutreno.hub.save import say_classes_once
 
 from ..errors import TrainingError
 from ..runtime import files
@@ -52,6 +53,7 @@ def save_model(
                 **({"label_names": list(class_names)} if class_names else {}),
             }
             save_for_hf(model, str(beside), model_config=about, data_config=data_config, safe_serialization=True)
+            say_classes_once(beside / "config.json")
             shutil.copymode(beside / "config.json", beside / WEIGHTS[-1])
         for name in WEIGHTS:  # the weights last: where they are, the arm is done
             files.put_in_place(beside / name, directory / name)

@@ -17,7 +17,7 @@ BIBTEX = """@inproceedings{nguyen2023mitigating,
   booktitle={Advances in Neural Information Processing Systems},
   year={2023}
 }"""
-TAGS = ["timm", "image-classification", "neutreno"]  # not "transformers": its wrapper cannot import a plugin
+TAGS = ["timm", "image-classification", "neutreno"]  # not "transformers": on the Hub it would run without the plugin
 # names that the Hub knows; others go to license_name
 HUB_LICENSES = (
     "apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "gemma", "apple-ascl",
@@ -168,8 +168,18 @@ model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 ```
 
-`Unknown model (neutreno_...)` from timm means that `import timm_neutreno` is missing. `@REVISION` after the name
-pins one."""
+or with transformers, whose TimmWrapper builds the same model:
+
+```python
+import timm_neutreno
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("{repo_id}").eval()
+processor = AutoImageProcessor.from_pretrained("{repo_id}")
+```
+
+`Unknown model (neutreno_...)` from timm, or `not supported in your version of timm` from transformers, means that
+`import timm_neutreno` is missing. `@REVISION` after the name pins one in timm, `revision=` in transformers."""
 
 
 def _model(config: dict[str, Any], results: dict[str, Any] | None, license: str | None) -> str:

@@ -2,10 +2,12 @@
 
 What config.json must keep, or repositories that exist stop loading: `architecture` (a registered `neutreno_*` name),
 `num_classes`, `model_args` with the arguments of `patch` (without `method`: NeuTRENO), and timm's `pretrained_cfg`.
+What it must not have, or transformers' TimmWrapper refuses it: a second `num_classes`, in `model_args`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -33,7 +35,8 @@ def save_pretrained(
 ) -> Path:
     """Write model.safetensors and config.json.
 
-    `import timm, timm_neutreno; timm.create_model(f"local-dir:{directory}", pretrained=True)` reads them.
+    `import timm, timm_neutreno; timm.create_model(f"local-dir:{directory}", pretrained=True)` reads them, and so does
+    `transformers.AutoModelForImageClassification.from_pretrained(directory)` where timm_neutreno is imported.
 
     Args:
         model: A `neutreno_*` model, or a registered timm model after `patch`.
@@ -70,9 +73,21 @@ def save_pretrained(
         )
     finally:
         made_dense.remove()
+    say_classes_once(directory / "config.json")
     # safetensors writes for its owner alone, but people share run directories
     shutil.copymode(directory / "config.json", directory / "model.safetensors")
     return directory
+
+
+def say_classes_once(config: Path) -> None:
+    """Leave `num_classes` at the root of a config.json alone, where timm looks first.
+
+    timm writes it into `model_args` too. transformers' TimmWrapper hands `model_args` on beside a `num_classes` of its
+    own, so that both would be a TypeError.
+    """
+    content = json.loads(config.read_text())
+    if content.get("model_args", {}).pop("num_classes", None) is not None:
+        config.write_text(json.dumps(content, indent=2))
 
 
 def _dense(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: object) -> None:

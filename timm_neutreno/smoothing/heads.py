@@ -77,7 +77,7 @@ class Call:
         self.module = module
         self._attend = spec.attend
         # a method is a function of any `attend`: with one that gives p back, what acts on the scores gives its own p
-        changed: Any = nest(module, cast(Attend, lambda p: p), ("scores",))(p._replace(**floats))
+        changed: Any = nest(module, cast(Attend, lambda p: p), ("scores",))(p.replace(**floats))
         self._p: Projected = changed
         self.q, self.k, self.v = self._p[:3]
 
@@ -87,7 +87,7 @@ class Call:
         B, H, N, _ = self.v.shape
         identity = torch.eye(N, dtype=self.v.dtype, device=self.v.device).expand(B, H, N, N)
         attend = nest(self.module, partial(self._attend, _Exact(self.module)), ("map",))  # type: ignore[arg-type]
-        return attend(self._p._replace(v=identity))
+        return attend(self._p.replace(v=identity))
 
     @cached_property
     def scores(self) -> Tensor:
