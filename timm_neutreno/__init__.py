@@ -19,13 +19,15 @@ from .surgery import is_patched, patch, set_fidelity, set_strengths, strengths, 
 if TYPE_CHECKING:
     from . import hub, probing, smoothing
     from .eigen import fold, reparametrize
+    from .segmenter import Segmenter
 
 LAZY_MODULES = ("hub", "probing", "smoothing")
-LAZY_NAMES = {"reparametrize": "eigen", "fold": "eigen"}
+LAZY_NAMES = {"reparametrize": "eigen", "fold": "eigen", "Segmenter": "segmenter"}
 
 __all__ = [
     "METHODS",
     "LayerSupport",
+    "Segmenter",
     "UnsupportedModelError",
     "check_support",
     "fidelity_term",

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import HfApi
 from torch import nn
 
-from . import card, client
+from . import card, client, segmentation_card
 from .errors import PushError
 from .save import save_pretrained
 
@@ -69,22 +69,23 @@ def push_folder(
         if (directory / "args.yaml").is_file():
             arguments = yaml.safe_load((directory / "args.yaml").read_text())
     license = _license(config, results)
+    describe = segmentation_card.segmenter if config["architecture"].endswith("segmenter") else card.classifier
 
     def write_card(old: str | None) -> str:
         try:
-            return card.render(target.repo_id, config, results, arguments, license, old)
+            return card.render(target.repo_id, config, results, arguments, license, old, describe)
         except ValueError as error:
             raise PushError(f"{target.repo_id}: {error}") from error
 
     # args.yaml and results.json stay here: they hold paths of this machine
-    names = ("model.safetensors", "config.json", *(("similarity.png",) if results else ()))
+    names = ("model.safetensors", "config.json", *(("similarity.png", "examples.png") if results else ()))
     files = {name: directory / name for name in names if (directory / name).is_file()}
     return client.upload(target, files, write_card, f"NeuTRENO model {config['architecture']}")
 
 
 def _license(config: dict[str, Any], results: dict[str, Any] | None) -> str | None:
     """The base model's; asked of the Hub where the base is there and its config.json does not say."""
-    license = results["license"] if results else config["pretrained_cfg"].get("license")
+    license = results["license"] if results else config.get("pretrained_cfg", {}).get("license")
     if not license and results and results.get("base_model"):
         try:
             data = HfApi().model_info(results["base_model"]).card_data
