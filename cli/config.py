@@ -13,6 +13,8 @@ from .errors import UsageError
 
 DATA, MODEL, METHOD, TRAIN, RUN, HUB = "Data", "Checkpoint", "Method", "Training", "Run", "Hugging Face Hub"
 SPEED, LONG = "Many GPUs, memory and speed", "Long runs"
+PIXELS = "Segmentation"
+TASKS = ("classification", "segmentation")
 
 # What resuming does with an option. SAME: another value than the run's is refused, since it would change its figures.
 # FREE: obeyed, and kept by the run. ONCE: holds for one start of the command; neither --resume nor --config repeats it.
@@ -31,6 +33,7 @@ class Option(NamedTuple):
         choices: The words that it takes; empty for any.
         flags: Names on the command line; empty for the field's own.
         parse: From the words of the command line to the field's value.
+        task: The only task that it is for; empty for all.
     """
 
     help: str
@@ -41,6 +44,7 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     parse: Callable[[Any], Any] | None = None
+    task: str = ""
 
 
 def _option(default: Any, help: str, panel: str, resume: str = SAME, *flags: str, **more: Any) -> Any:
@@ -49,8 +53,12 @@ def _option(default: Any, help: str, panel: str, resume: str = SAME, *flags: str
     return field(**(made or {"default": default}), metadata=metadata)
 
 
-def _recipe(default: Any, help: str, range: str | None = None, *flags: str) -> Any:
-    return _option(default, help, TRAIN, SAME, *flags, recipe=True, range=range)
+def _recipe(default: Any, help: str, range: str | None = None, *flags: str, **more: Any) -> Any:
+    return _option(default, help, TRAIN, SAME, *flags, recipe=True, range=range, **more)
+
+
+_CLASSES = {"task": "classification"}  # options that mean nothing to masks
+_MASKS = {"task": "segmentation"}
 
 
 def parse_pairs(pairs: list[str]) -> dict[str, Any]:
@@ -78,12 +86,13 @@ class Config:
     """What one run is asked to do. None means: found out from the checkpoint, the data or the machine."""
 
     # fmt: off
+    task: str = _option("classification", "classification, or segmentation: a Segmenter around the checkpoint.", MODEL, choices=TASKS)
     checkpoint: str = _option("demo", "demo, a timm name (deit_tiny), hf-hub:..., local-dir:..., a folder, or a file of weights.", MODEL)
     arch: str | None = _option(None, "timm name of a file's architecture, if the file does not say.", MODEL)
     weights: str | None = _option(None, "raw or ema, of a file that has both. (default: ema, where there is one)", MODEL, choices=("raw", "ema"))
     model_kwargs: dict[str, Any] = _option({}, "key=value for the model's constructor; repeat.", MODEL, parse=parse_pairs)
-    img_size: int | None = _option(None, "Another input size; the position embedding is resampled.", MODEL, range="[1, inf)")
-    data: str | None = _option(None, "Folder with train/ and val/, folder of class folders, or torch/..., hfds/... (default: the embedded digits)", DATA)
+    img_size: int | None = _option(None, "Another input size; the position embedding is resampled. In segmentation the side of a crop and window.", MODEL, recipe=True, range="[1, inf)")
+    data: str | None = _option(None, "Folder with train/ and val/, folder of class folders, or torch/..., hfds/...; in segmentation with images/ and annotations/, or hfds/... (default: the embedded digits)", DATA)
     data_dir: str | None = _option(None, "Where a torch/ or hfds/ source keeps its files.", DATA, FREE)
     train_split: str = _option("train", "Name of the train split of such a source.", DATA)
     val_split: str = _option("validation", "Name of its val split; or, for a folder without one, the part held out (0.1).", DATA)
@@ -91,41 +100,51 @@ class Config:
     num_classes: int | None = _option(None, "Number of classes, for a source that does not say.", DATA, range="[1, inf)")
     skip_bad_images: bool = _option(False, "Pass over unreadable images, and count them.", DATA, FREE)
     workers: int | None = _option(None, "Data loader processes. (default: one per core but one, at most 8)", DATA, FREE, range="[0, inf)")
+    ignore_label: int | None = _option(None, "Label in the masks that does not count, such as 255.", PIXELS, **_MASKS)
+    reduce_zero_label: bool = _option(False, "Label 0 does not count either, and 1 is the first class: ADE20K.", PIXELS, **_MASKS)
+    part: list[str] = _option([], "Where the methods act: both, encoder or decoder; repeat to compare. (default: both)", PIXELS, choices=("both", "encoder", "decoder"), **_MASKS)
+    decoder_depth: int = _option(2, "Blocks of the decoder.", PIXELS, range="[1, inf)", **_MASKS)
+    window_stride: int | None = _option(None, "Pixels from one window to the next in evaluation. (default: the window)", PIXELS, range="[1, inf)", **_MASKS)
+    multi_scale: bool = _option(False, "Evaluate at the end at six scales and mirrored too.", PIXELS, **_MASKS)
     method: list[str] = _option([], "attnscale, gfsa, twicing, laplacian, xsa, neutreno, value_residual, kernel, symmetric or featscale; + joins several in one model; repeat for several models. (default: neutreno, or the checkpoint's own)", METHOD)
     set: dict[str, Any] = _option({}, "Strength of a method, or how it is learned: fidelity=0.4, learnable_fidelity=head; repeat.", METHOD, parse=parse_pairs)
     fidelity: float | None = _option(None, "Weight of NeuTRENO's term, as --set fidelity. (default: 0.6, or the checkpoint's own)", METHOD, range="(-inf, inf)")
     learnable_fidelity: str | None = _option(None, "layer or head: learn it, starting at --fidelity.", METHOD, choices=("layer", "head"))
     fidelity_warmup: float = _option(0.0, "Epochs over which the fidelity rises from 0.", METHOD, range="[0, inf)")
     control: bool = _option(True, "Also fine-tune the same checkpoint without a method.", TRAIN)
-    recipe: str | None = _option(None, "finetune, deit or digits. The options below change it.", TRAIN)
+    recipe: str | None = _option(None, "finetune, deit or digits; in segmentation finetune, segmenter or digits. The options below change it.", TRAIN)
     epochs: int = _recipe(30, "Passes over the train images. (default: the recipe's)", "[1, inf)")
     batch_size: int = _recipe(64, "Images per step, over all processes and accumulation steps.", "[1, inf)")
     lr: float | None = _option(None, "Peak learning rate. (default: the recipe's, scaled to the batch)", TRAIN, range="[0, inf)")
     min_lr: float = _recipe(1e-6, "Learning rate at the end.", "[0, inf)")
-    weight_decay: float = _recipe(0.05, "AdamW's; biases, norms and strengths of methods have none.", "[0, inf)")
+    opt: str = _recipe("adamw", "adamw, or sgd with momentum 0.9.", choices=("adamw", "sgd"))
+    sched: str = _recipe("cosine", "How the learning rate falls: cosine, or poly (power 0.9).", choices=("cosine", "poly"))
+    weight_decay: float = _recipe(0.05, "The optimizer's; biases, norms and strengths of methods have none.", "[0, inf)")
     warmup_epochs: int = _recipe(3, "Epochs over which the learning rate rises; at most a fifth of all.", "[0, inf)")
     layer_decay: float = _recipe(0.9, "Learning rate of a block, as a factor of the next block's.", "[0, inf)")
     drop_path: float = _recipe(0.1, "Stochastic depth rate of the last block.", "[0, inf)")
     label_smoothing: float = _recipe(0.1, "Share of the target that goes to all classes alike.", "[0, inf)", "--label-smoothing", "--smoothing")
-    mixup: float = _recipe(0.0, "Mixup alpha; 0 for none.", "[0, inf)")
-    cutmix: float = _recipe(0.0, "CutMix alpha; 0 for none.", "[0, inf)")
-    random_erasing: float = _recipe(0.0, "Probability of erasing a rectangle.", "[0, inf)")
-    auto_augment: str = _recipe("", "timm's policy string, such as rand-m9-mstd0.5-inc1.")
+    mixup: float = _recipe(0.0, "Mixup alpha; 0 for none.", "[0, inf)", **_CLASSES)
+    cutmix: float = _recipe(0.0, "CutMix alpha; 0 for none.", "[0, inf)", **_CLASSES)
+    random_erasing: float = _recipe(0.0, "Probability of erasing a rectangle.", "[0, inf)", **_CLASSES)
+    auto_augment: str = _recipe("", "timm's policy string, such as rand-m9-mstd0.5-inc1.", **_CLASSES)
     color_jitter: float = _recipe(0.4, "Strength of colour jitter.", "[0, inf)")
     hflip: float = _recipe(0.5, "Probability of mirroring an image.", "[0, inf)")
-    crop_scale: float = _recipe(0.35, "Smallest part of an image that a random crop keeps.", "[0, inf)")
+    crop_scale: float = _recipe(0.35, "Smallest part of an image that a random crop keeps.", "[0, inf)", **_CLASSES)
+    scale_min: float = _recipe(0.5, "Smallest random scale: of the image's short side over the crop's.", "(0, inf)", **_MASKS)
+    scale_max: float = _recipe(2.0, "Largest random scale.", "(0, inf)", **_MASKS)
     clip_grad: float = _recipe(1.0, "Largest gradient norm; 0 for any.", "[0, inf)")
-    repeated_aug: int = _recipe(1, "Augmentations of an image per epoch, of so many fewer images.", "[1, inf)")
+    repeated_aug: int = _recipe(1, "Augmentations of an image per epoch, of so many fewer images.", "[1, inf)", **_CLASSES)
     ema_decay: float = _recipe(0.0, "Average the weights, and evaluate them beside the raw ones; 0 for none.", "[0, 1)")
     trainable: str = _option("all", "What is trained: all, attention, strengths (of methods), fidelity or head. The first two include the head.", TRAIN, SAME, "--trainable", "--train", choices=("all", "attention", "strengths", "fidelity", "head"))
-    teacher: str | None = _option(None, "Distil from a timm model with the same classes.", TRAIN)
+    teacher: str | None = _option(None, "Distil from a timm model with the same classes.", TRAIN, **_CLASSES)
     distill_weight: float = _option(0.5, "Share of the teacher in the loss.", TRAIN, range="[0, 1]")
     distill_temperature: float = _option(1.0, "Temperature of both softmaxes in that share.", TRAIN, range="(0, inf)")
-    patience: int | None = _option(None, "Stop after so many epochs without a better top-1.", TRAIN, FREE, range="[1, inf)")
+    patience: int | None = _option(None, "Stop after so many epochs without a better top-1 or mIoU.", TRAIN, FREE, range="[1, inf)")
     limit_batches: int | None = _option(None, "At most so many batches per epoch, of train and of val.", TRAIN, range="[1, inf)")
     device: str | None = _option(None, "cpu, cuda, ... (default: cuda if there is one)", RUN, FREE)
     gpus: str | None = _option(None, "Processes to start on this machine, one per GPU: a number, or all.", SPEED, FREE)
-    fsdp: bool = _option(False, "Shard model and optimizer over the processes.", SPEED, FREE)
+    fsdp: bool = _option(False, "Shard model and optimizer over the processes.", SPEED, FREE, **_CLASSES)
     accumulate: int = _option(1, "Split a step into so many forward and backward passes.", SPEED, FREE, range="[1, inf)")
     grad_checkpointing: bool = _option(False, "Recompute activations instead of keeping them.", SPEED, FREE)
     compile: bool = _option(False, "torch.compile the training step's model.", SPEED, FREE)
@@ -173,20 +192,36 @@ class Config:
 
 OPTIONS: dict[str, Option] = {item.name: item.metadata["option"] for item in fields(Config) if item.metadata}
 
-# base_lr is the learning rate for 512 images, and scales linearly with the batch; other values replace Config's defaults
-RECIPES: dict[str, dict[str, Any]] = {
-    "finetune": {"base_lr": 5e-4},
-    # DeiT's own recipe (facebookresearch/deit main.py), for a third of its 300 epochs: the paper's NeuTRENO Adaptation
-    "deit": dict(
-        base_lr=5e-4, epochs=100, batch_size=1024, min_lr=1e-5, warmup_epochs=5, layer_decay=1.0, mixup=0.8, cutmix=1.0,
-        random_erasing=0.25, auto_augment="rand-m9-mstd0.5-inc1", crop_scale=0.08, clip_grad=0.0, repeated_aug=3,
-        ema_decay=0.99996,
-    ),
-    # the embedded digits, for a third of the checkpoint's epochs: a mirrored or heavily cropped digit is another digit
-    "digits": dict(
-        base_lr=1e-3, epochs=16, batch_size=100, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
-        color_jitter=0.0, hflip=0.0, crop_scale=0.8,
-    ),
+# task -> name -> base_lr, the learning rate for 512 images, which scales linearly with the batch; and values that replace
+# Config's defaults
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "classification": {
+        "finetune": {"base_lr": 5e-4},
+        # DeiT's own recipe (facebookresearch/deit main.py), for a third of its 300 epochs: the paper's Adaptation
+        "deit": dict(
+            base_lr=5e-4, epochs=100, batch_size=1024, min_lr=1e-5, warmup_epochs=5, layer_decay=1.0, mixup=0.8,
+            cutmix=1.0, random_erasing=0.25, auto_augment="rand-m9-mstd0.5-inc1", crop_scale=0.08, clip_grad=0.0,
+            repeated_aug=3, ema_decay=0.99996,
+        ),
+        # the embedded digits, a third of the checkpoint's epochs: a mirrored or heavily cropped digit is another one
+        "digits": dict(
+            base_lr=1e-3, epochs=16, batch_size=100, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
+            color_jitter=0.0, hflip=0.0, crop_scale=0.8,
+        ),
+    },
+    "segmentation": {
+        "finetune": dict(base_lr=3.2e-3, batch_size=16, label_smoothing=0.0, color_jitter=0.5),
+        # NeuTRENO's own for ADE20K (segmenter/run.sh, after Strudel et al. 2021): lr 1e-3 for 8 images of 512 pixels
+        "segmenter": dict(
+            base_lr=0.064, epochs=64, batch_size=8, img_size=512, opt="sgd", sched="poly", min_lr=1e-5,
+            weight_decay=0.0, warmup_epochs=0, layer_decay=1.0, label_smoothing=0.0, color_jitter=0.5, clip_grad=0.0,
+        ),
+        # the embedded digits on canvases of 64 pixels
+        "digits": dict(
+            base_lr=1.6e-2, epochs=12, batch_size=32, img_size=64, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
+            label_smoothing=0.0, color_jitter=0.3, hflip=0.0, scale_min=0.8, scale_max=1.25,
+        ),
+    },
 }  # fmt: skip
 
 
@@ -197,19 +232,22 @@ def from_given(values: Mapping[str, Any]) -> Config:
         UsageError: If the recipe is unknown.
     """
     name = values.get("recipe") or ("digits" if values.get("data") in (None, "demo") else "finetune")
-    return Config(**{**recipe_values(name), **values, "recipe": name}, given=frozenset(values))
+    known = recipe_values(name, values.get("task", "classification"))
+    return Config(**{**known, **values, "recipe": name}, given=frozenset(values))
 
 
-def recipe_values(name: str) -> dict[str, Any]:
-    """Every field that a recipe decides, with its value.
+def recipe_values(name: str, task: str) -> dict[str, Any]:
+    """Every field that a task's recipe decides, with its value.
 
     Raises:
-        UsageError: If there is no such recipe.
+        UsageError: If there is no such task, or no such recipe for it.
     """
-    if name not in RECIPES:
-        raise UsageError(f"unknown recipe {name!r}. Choose from: {', '.join(RECIPES)}.")
+    if task not in RECIPES:
+        raise UsageError(f"--task takes {', '.join(TASKS)}; got {task!r}.")
+    if name not in RECIPES[task]:
+        raise UsageError(f"unknown recipe {name!r}. Choose from: {', '.join(RECIPES[task])}.")
     return {
-        item.name: RECIPES[name].get(item.name, item.default)
+        item.name: RECIPES[task][name].get(item.name, item.default)
         for item in fields(Config)
         if item.name in OPTIONS and OPTIONS[item.name].recipe
     }
@@ -217,7 +255,7 @@ def recipe_values(name: str) -> dict[str, Any]:
 
 def resolve(config: Config) -> Config:
     """--lr found from the recipe and the batch, if it was not given."""
-    base_lr = RECIPES[config.recipe or "finetune"]["base_lr"]
+    base_lr = RECIPES[config.task][config.recipe or "finetune"]["base_lr"]
     lr = config.lr if config.lr is not None else base_lr * config.batch_size / 512
     return replace(config, lr=lr)
 
@@ -226,6 +264,8 @@ def flag(name: str) -> str:
     """A field's option as one types it."""
     return f"--{name.replace('_', '-')}"
 
+
+DEFAULTS = {item.name: getattr(Config(), item.name) for item in fields(Config) if item.metadata}
 
 EXCLUSIVE = [
     ("fsdp", "compile", "sharded blocks are not compiled. Leave one out."),
@@ -244,8 +284,11 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if option.range and value is not None and not _inside(value, option.range):
             raise UsageError(f"{flag(name)} must be a finite number in {option.range}, got {value}.")
-        if option.choices and value is not None and value not in option.choices:
-            raise UsageError(f"{flag(name)} takes {', '.join(option.choices)}; got {value!r}.")
+        words = value if isinstance(value, list) else [value]
+        if option.choices and value is not None and (wrong := [word for word in words if word not in option.choices]):
+            raise UsageError(f"{flag(name)} takes {', '.join(option.choices)}; got {wrong[0]!r}.")
+        if option.task not in ("", config.task) and value != DEFAULTS[name]:
+            raise UsageError(f"{flag(name)} is for --task {option.task}, and this is {config.task}.")
     for name in ("fidelity", "learnable_fidelity"):
         if getattr(config, name) is not None and config.set.get(name, getattr(config, name)) != getattr(config, name):
             raise UsageError(f"{flag(name)} {getattr(config, name)} and --set {name}={config.set[name]}: give one.")
@@ -255,6 +298,8 @@ def check(config: Config) -> None:
         raise UsageError("--trainable fidelity needs --learnable-fidelity layer or head: else nothing is trained.")
     if config.trainable in ("fidelity", "strengths") and config.control:
         raise UsageError(f"--trainable {config.trainable} leaves the control nothing to train: pass --no-control too.")
+    if config.scale_min > config.scale_max:
+        raise UsageError(f"--scale-min {config.scale_min} is above --scale-max {config.scale_max}.")
     for one, other, why in EXCLUSIVE:
         if getattr(config, one) and getattr(config, other):
             raise UsageError(f"{flag(one)} and {flag(other)} do not go together: {why}")
@@ -285,7 +330,7 @@ def resumed(config: Config, own: Config) -> Config:
     """The run's own config with what was given now put in; what holds for one start only is as it is now."""
     now = {name for name, option in OPTIONS.items() if name in config.given or option.resume == ONCE}
     changed = changes(config, own)
-    values = {**recipe_values(config.recipe or ""), "lr": None} if "recipe" in changed else {}
+    values = {**recipe_values(config.recipe or "", own.task), "lr": None} if "recipe" in changed else {}
     return replace(own, **{**values, **{name: getattr(config, name) for name in now}}, given=config.given)
 
 

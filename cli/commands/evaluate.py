@@ -29,5 +29,6 @@ def evaluate(
     if as_json:
         print(json.dumps(document))
         return
-    print(tables.plain([tables.HEADER, tables.row(document["model"], document)]))
+    metrics = tables.metrics_of([document])
+    print(tables.plain([tables.header(metrics), tables.row(document["model"], document, metrics)]))
     print(f"data: {document['data']}, {document['images']} images", file=sys.stderr)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from timm.data import resolve_model_data_config
-from timm.models._input import get_model_input_config
 from torch import nn
 
 from timm_neutreno.names import neutreno_name
@@ -24,7 +22,9 @@ from ..runtime.signals import StopSignal
 from . import checkpoint, extension, hub, resume, setup
 from .arms import Arm, Models, list_arms
 from .setup import RunContext
+from .tasks import TASKS
 
+OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
 EVAL_BATCH = 128  # at most; fixed, so that the figures do not depend on the number of processes
 
 
@@ -50,7 +50,8 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
     if config.push_to_hub and world.first:
         hub.check_target(hub.target(config))
     source = checkpoint.resolve_checkpoint(config.checkpoint, config.arch, config.model_kwargs, config.weights)
-    datasets = sources.open_datasets(config)
+    task = TASKS[config.task]
+    datasets = task.open_datasets(config)
     config = resolve(replace(config, batch_size=fit_batch(config, len(datasets.train), world)))
     check_warmup(config, len(datasets.train))
     if config.limit_batches:
@@ -63,24 +64,29 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
         extension.check(arms, config.epochs)
     first = next(arm for arm in arms if arm.method)
     fidelity = first.options.get("fidelity", config.fidelity)
-    config = replace(config, method=[arm.name for arm in arms if arm.method], fidelity=fidelity)
+    methods = list(dict.fromkeys(arm.method for arm in arms if arm.method))
+    config = replace(config, method=methods, fidelity=fidelity)
     models = Models(source, datasets, config, device)
     for arm in arms:
         models.patched(arm)  # what cannot be is refused now, and not after other arms have trained
-    original: Any = models.original
-    data_config = {**resolve_model_data_config(original), "input_size": get_model_input_config(original)["input_size"]}
+    data_config = task.rules.data_config(models.original)
     teacher = setup.load_teacher(config, datasets.num_classes, device)
     if config.push_to_hub and world.first and not config.dry_run:
-        hub.prepare(hub.target(config), neutreno_name(source.arch))  # last of all checks: it makes the repository
+        hub.prepare(hub.target(config), pushed_name(config, source))  # last of all checks: it makes the repository
     console = Console(config.quiet or not world.first)
     context = RunContext(config, device, world, console, stop, folder or str(directory))
 
     def train() -> loaders.BatchLoader:
-        return loaders.train_loader(datasets, data_config, config, device, world)
+        return task.train_loader(datasets, data_config, config, device, world)
 
     val_batch = min(config.batch_size, EVAL_BATCH)
-    val = loaders.val_loader(datasets, val_batch, data_config, config, device, world)
+    val = task.val_loader(datasets, val_batch, data_config, config, device, world)
     return Parts(source, datasets, data_config, models, teacher, train, val, arms, context), directory
+
+
+def pushed_name(config: Config, source: checkpoint.Source) -> str:
+    """The architecture that the main model's config.json will have."""
+    return neutreno_name("segmenter" if config.task == "segmentation" else source.arch)
 
 
 def run_directory(config: Config, name: str, world: World) -> Path:
@@ -142,8 +148,8 @@ def announce(parts: Parts) -> None:
         say(f"arm         {arm.name}{': ' if options else ''}{options}{warmup}")
     count = f"{world.size} processes, " if world.size > 1 else ""
     say(
-        f"training    {config.epochs} epochs, batch {config.batch_size}, AdamW {config.lr:.2e}, seed {config.seed}, "
-        f"{count}{context.device}"
+        f"training    {config.epochs} epochs, batch {config.batch_size}, {OPTIMIZERS[config.opt]} {config.lr:.2e}, "
+        f"seed {config.seed}, {count}{context.device}"
     )
     if parts.models.new_head:
         say(f"head        initialised anew: {parts.models.new_head}")

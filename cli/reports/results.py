@@ -13,6 +13,10 @@ from . import tables, verdict
 RESULTS, EVALUATIONS = "results.json", "evaluations.json"  # where the first is, the run is finished
 
 
+UNKNOWN = ["Without `import timm_neutreno`, timm answers `Unknown model (neutreno_...)`."]
+PICTURES = ["![Val images: truth and predictions](examples.png)"]
+
+
 @dataclass
 class RunResult:
     """What one run, of one seed, has measured.
@@ -34,6 +38,7 @@ class RunResult:
         arms: Their names in the order of training: "control", and the methods' own strings.
         main: The arm whose model lies in the run's root.
         models: Evaluations by row: "checkpoint", ARM/start before training, ARM, ARM/ema.
+        task: "classification" or "segmentation".
     """
 
     seed: int
@@ -52,6 +57,7 @@ class RunResult:
     arms: list[str]
     main: str
     models: dict[str, dict[str, Any]]
+    task: str = "classification"
 
     @classmethod
     def read(cls, directory: Path) -> RunResult | None:
@@ -60,7 +66,7 @@ class RunResult:
         if not path.exists():
             return None
         document = json.loads(path.read_text())
-        return cls(**{item.name: document[item.name] for item in fields(cls)})
+        return cls(**{item.name: document[item.name] for item in fields(cls) if item.name in document})
 
     @property
     def methods(self) -> list[str]:
@@ -93,6 +99,8 @@ class RunResult:
         )
 
     def load_lines(self) -> list[str]:
+        if self.task == "segmentation":
+            return ["from timm_neutreno import Segmenter", f'model = Segmenter.from_pretrained("{self.output}")']
         return ["import timm, timm_neutreno", f'model = timm.create_model("local-dir:{self.output}", pretrained=True)']
 
     def _plans(self) -> str:
@@ -126,7 +134,7 @@ class RunResult:
             *self.load_lines(),
             "```",
             "",
-            "Without `import timm_neutreno`, timm answers `Unknown model (neutreno_...)`.",
+            *(PICTURES if self.task == "segmentation" else UNKNOWN),
             "",
         ]
         return "\n".join(lines)

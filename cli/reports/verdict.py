@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .intervals import EXACT, contains_zero, z_quantile
-from .tables import CHECKPOINT
+from .tables import CHECKPOINT, METRICS
 
 CONTROL = "control"
 
@@ -26,8 +26,9 @@ def of_run(models: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> l
 def _no_control(method: str, models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Only a control can tell a method's part from that of fine-tuning."""
     row = models[method]
+    name, value = ("mIoU", row["miou"]) if "miou" in row else ("top-1", row["top1"])
     return [
-        f"Accuracy: {method} has {row['top1']:.2f} % top-1 on {row['images']} images. There is no control, so this "
+        f"Accuracy: {method} has {value:.2f} % {name} on {row['images']} images. There is no control, so this "
         f"says nothing for or against {method}: a gain may come from fine-tuning alone.",
         _similarity(method, row, models[CHECKPOINT], "the checkpoint as it came", 1)
         + " That, too, may come from fine-tuning alone.",
@@ -44,6 +45,8 @@ def _several(comparisons: int) -> list[str]:
 
 def _accuracy(method: str, row: Mapping[str, Any], control: Mapping[str, Any], comparisons: int) -> str:
     """Standard errors of a difference of two proportions: cautious, since both saw the same images."""
+    if "miou" in row:
+        return _miou(method, row, control, comparisons)
     images = row["images"]
     difference = row["top1"] - control["top1"]
     p = (row["top1"] + control["top1"]) / 200
@@ -60,6 +63,20 @@ def _accuracy(method: str, row: Mapping[str, Any], control: Mapping[str, Any], c
         f"Accuracy: {what}: {difference:+.2f} points of top-1 against the control, {count} of {images} images (one is "
         f"{100 / images:.2f} points). The 95 % interval {difference - noise:+.2f} to {difference + noise:+.2f} (over "
         f"images, for one seed) {'does not contain' if shown else 'contains'} 0."
+    )
+
+
+def _miou(method: str, row: Mapping[str, Any], control: Mapping[str, Any], comparisons: int) -> str:
+    """The difference in mIoU; its spread over images from what each adds to it in both (timm_neutreno/miou.py)."""
+    difference = row["miou"] - control["miou"]
+    pairs = zip(row["miou_by_image"], control["miou_by_image"], strict=True)
+    noise = z_quantile(comparisons) * math.sqrt(sum((a - b) ** 2 for a, b in pairs))
+    shown = abs(difference) > max(noise, EXACT)
+    what = f"{method} {'won' if difference > 0 else 'is worse'}" if shown else f"no difference shown for {method}"
+    return (
+        f"Accuracy: {what}: {difference:+.2f} points of mIoU against the control, on {row['images']} images. The 95 % "
+        f"interval {difference - noise:+.2f} to {difference + noise:+.2f} (over images, taken as independent, for one "
+        f"seed) {'does not contain' if shown else 'contains'} 0."
     )
 
 
@@ -86,7 +103,8 @@ def of_seeds(
         ]
     sentences = []
     for method, by_metric in differences.items():
-        sentences.append(_seeds_accuracy(method, by_metric["top1"], pairs, images))
+        main = next(iter(by_metric))  # the task's main figure comes first
+        sentences.append(_seeds_accuracy(method, by_metric[main], pairs, images, main))
         sentences.append(_seeds_similarity(method, by_metric["similarity"], pairs))
     return [
         *sentences,
@@ -96,7 +114,8 @@ def of_seeds(
     ]
 
 
-def _seeds_accuracy(method: str, top1: Mapping[str, Any], seeds: int, images: int) -> str:
+def _seeds_accuracy(method: str, top1: Mapping[str, Any], seeds: int, images: int, main: str) -> str:
+    name = METRICS["segmentation" if main == "miou" else "classification"][main][0]
     if max(abs(value) for value in top1["values"]) < EXACT:
         return f"Accuracy: no difference shown: {method} and the control are equal in every one of {seeds} seeds."
     what, interval = f"no difference shown for {method}", f"{_interval(top1, 2)}."
@@ -107,7 +126,7 @@ def _seeds_accuracy(method: str, top1: Mapping[str, Any], seeds: int, images: in
     elif not contains_zero(top1):
         what = f"{method} {'won' if top1['mean'] > 0 else 'is worse'}"
     return (
-        f"Accuracy: {what}: {top1['mean']:+.2f} points of top-1 against the control, mean of {seeds} seeds, better in "
+        f"Accuracy: {what}: {top1['mean']:+.2f} points of {name} against the control, mean of {seeds} seeds, better in "
         f"{sum(value > EXACT for value in top1['values'])} of them. {interval}"
     )
 

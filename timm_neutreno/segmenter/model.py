@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
@@ -223,13 +224,20 @@ def create(encoder: str | nn.Module, pretrained: bool, arguments: Mapping[str, A
     """The encoder as timm makes it, for images of any size where its class can."""
     if isinstance(encoder, nn.Module):
         return encoder
-    with_size = {"dynamic_img_size": True, **arguments}
+    sized = {"dynamic_img_size": True} if takes_any_size(encoder, arguments) else {}
+    return timm.create_model(encoder, pretrained=pretrained, num_classes=0, **{**sized, **arguments})
+
+
+def takes_any_size(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether timm's constructor of a model can be asked to resample position embeddings in every forward pass."""
     try:
-        return timm.create_model(encoder, pretrained=pretrained, num_classes=0, **with_size)
+        with torch.device("meta"):
+            timm.create_model(name, **{**arguments, "dynamic_img_size": True})
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
-    return timm.create_model(encoder, pretrained=pretrained, num_classes=0, **arguments)
+        return False
+    return True
 
 
 def without_head(encoder: Any) -> Any:
