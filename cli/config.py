@@ -15,6 +15,8 @@ from .errors import UsageError
 
 DATA, MODEL, METHOD, TRAIN, RUN, HUB = "Data", "Checkpoint", "Method", "Training", "Run", "Hugging Face Hub"
 SPEED, LONG = "Many GPUs, memory and speed", "Long runs"
+PIXELS = "Segmentation"
+TASKS = ("classification", "segmentation")
 
 # What resuming does with an option. SAME: another value than the run's is refused, since it would change its figures.
 # FREE: obeyed, and kept by the run. ONCE: holds for one start of the command; neither --resume nor --config repeats it.
@@ -43,6 +45,7 @@ class Option(NamedTuple):
         choices: The words that it takes; empty for any.
         flags: Names on the command line; empty for the field's own.
         parse: From the words of the command line to the field's value.
+        task: The only task that it is for; empty for all.
     """
 
     help: str
@@ -53,6 +56,7 @@ class Option(NamedTuple):
     choices: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     parse: Callable[[Any], Any] | None = None
+    task: str = ""
 
 
 def _option(default: Any, help: str, panel: str, resume: str = SAME, *flags: str, **more: Any) -> Any:
@@ -61,8 +65,12 @@ def _option(default: Any, help: str, panel: str, resume: str = SAME, *flags: str
     return field(**(made or {"default": default}), metadata=metadata)
 
 
-def _recipe(default: Any, help: str, range: str | None = None, *flags: str) -> Any:
-    return _option(default, help, TRAIN, SAME, *flags, recipe=True, range=range)
+def _recipe(default: Any, help: str, range: str | None = None, *flags: str, **more: Any) -> Any:
+    return _option(default, help, TRAIN, SAME, *flags, recipe=True, range=range, **more)
+
+
+_CLASSES = {"task": "classification"}  # options that mean nothing to masks
+_MASKS = {"task": "segmentation"}
 
 
 def parse_pairs(pairs: list[str]) -> dict[str, Any]:
@@ -90,12 +98,13 @@ class Config:
     """What one run is asked to do. None means: found out from the checkpoint, the data or the machine."""
 
     # fmt: off
+    task: str = _option("classification", "What the model is trained for: classification, or segmentation, with a Segmenter around the checkpoint.", MODEL, choices=TASKS)
     checkpoint: str = _option("demo", "What to start from: demo, a name in timm such as deit_tiny, hf-hub:OWNER/NAME, local-dir:FOLDER, the folder of a saved model, or a file of weights.", MODEL)
     arch: str | None = _option(None, "Name in timm of the architecture of a file of weights, if the file does not say it.", MODEL)
     weights: str | None = _option(None, "Which weights to take from a file that holds both: raw or ema (averaged). (default: ema, where there are any)", MODEL, choices=("raw", "ema"))
     model_kwargs: dict[str, Any] = _option({}, "An argument of the model's constructor, as key=value. Can be repeated.", MODEL, parse=parse_pairs)
-    img_size: int | None = _option(None, "Train and evaluate at this input size in pixels; the position embedding is resampled to it.", MODEL, range="[1, inf)")
-    data: str | None = _option(None, "A folder with train/ and val/, a folder of class folders, or a source of timm such as torch/cifar10 or hfds/OWNER/NAME. (default: the embedded digits)", DATA)
+    img_size: int | None = _option(None, "Train and evaluate at this input size in pixels; the position embedding is resampled to it. In segmentation it is the side of a crop, and of a window.", MODEL, recipe=True, range="[1, inf)")
+    data: str | None = _option(None, "A folder with train/ and val/, a folder of class folders, or a source of timm such as torch/cifar10 or hfds/OWNER/NAME; in segmentation a folder with images/ and annotations/, or hfds/OWNER/NAME. (default: the embedded digits)", DATA)
     data_dir: str | None = _option(None, "Folder where a torch/ or hfds/ source keeps its files.", DATA, FREE)
     train_split: str = _option("train", "Name of the train split of a torch/ or hfds/ source.", DATA)
     val_split: str = _option("validation", "Name of the val split of a torch/ or hfds/ source. For a folder of class folders, a number: the share of images to hold out. (default: validation, and 0.1)", DATA)
@@ -103,41 +112,51 @@ class Config:
     num_classes: int | None = _option(None, "Number of classes, for a source of data that does not say it.", DATA, range="[1, inf)")
     skip_bad_images: bool = _option(False, "Pass over images that cannot be read, and count them, instead of stopping.", DATA, FREE)
     workers: int | None = _option(None, "Number of processes that load images. (default: one less than the cores, at most 8)", DATA, FREE, range="[0, inf)")
+    ignore_label: int | None = _option(None, "Label in the masks that does not count, such as 255.", PIXELS, **_MASKS)
+    reduce_zero_label: bool = _option(False, "Label 0 does not count either, and label 1 is the first class, as in ADE20K.", PIXELS, **_MASKS)
+    part: list[str] = _option([], "Where the methods act: both, encoder or decoder. Repeat the option to compare. (default: both)", PIXELS, choices=("both", "encoder", "decoder"), **_MASKS)
+    decoder_depth: int = _option(2, "Number of blocks of the decoder.", PIXELS, range="[1, inf)", **_MASKS)
+    window_stride: int | None = _option(None, "Pixels from one window to the next in evaluation. (default: the window)", PIXELS, range="[1, inf)", **_MASKS)
+    multi_scale: bool = _option(False, "Evaluate, at the end, at six scales and mirrored too.", PIXELS, **_MASKS)
     method: list[str] = _option([], "What to put into the attention: attnscale, gfsa, twicing, laplacian, xsa, neutreno, value_residual, kernel, symmetric or featscale. A + joins several in one model; repeat the option to compare several models. (default: neutreno, or the checkpoint's own)", METHOD)
     set: dict[str, Any] = _option({}, "Strength of a method, or how it is learned, as key=value: fidelity=0.4, learnable_fidelity=head. Can be repeated.", METHOD, parse=parse_pairs)
     fidelity: float | None = _option(None, "Weight of NeuTRENO's term, short for --set fidelity=NUMBER; 0 is plain attention. (default: 0.6, or the checkpoint's own)", METHOD, range="(-inf, inf)")
     learnable_fidelity: str | None = _option(None, "Learn the fidelity, one number per layer or per head, starting at --fidelity.", METHOD, choices=("layer", "head"))
     fidelity_warmup: float = _option(0.0, "Epochs over which the fidelity rises from 0 to its value, so that training starts from the checkpoint's own function.", METHOD, range="[0, inf)")
     control: bool = _option(True, "Also fine-tune the same checkpoint without a method. Only this comparison can tell what the method is worth.", TRAIN)
-    recipe: str | None = _option(None, "A set of training options: finetune, deit or digits. Every option of this group that you give goes before it. (default: finetune, or digits for the embedded digits)", TRAIN)
+    recipe: str | None = _option(None, "A set of training options: finetune, deit or digits; in segmentation finetune, segmenter or digits. Every option of this group that you give goes before it. (default: finetune, or digits for the embedded digits)", TRAIN)
     epochs: int = _recipe(30, "Number of passes over the train images.", "[1, inf)")
     batch_size: int = _recipe(64, "Number of images in a step, over all processes and accumulation steps together.", "[1, inf)")
     lr: float | None = _option(None, "Peak of the learning rate. (default: the recipe's, in proportion to the batch size)", TRAIN, range="[0, inf)")
     min_lr: float = _recipe(1e-6, "Learning rate at the end of training.", "[0, inf)")
-    weight_decay: float = _recipe(0.05, "Weight decay of AdamW. Biases, norms and strengths of methods have none.", "[0, inf)")
+    opt: str = _recipe("adamw", "Optimizer: adamw, or sgd with momentum 0.9.", choices=("adamw", "sgd"))
+    sched: str = _recipe("cosine", "How the learning rate falls: cosine, or poly (a polynomial of power 0.9).", choices=("cosine", "poly"))
+    weight_decay: float = _recipe(0.05, "Weight decay of the optimizer. Biases, norms and strengths of methods have none.", "[0, inf)")
     warmup_epochs: int = _recipe(3, "Epochs over which the learning rate rises; cut to a fifth of all epochs.", "[0, inf)")
     layer_decay: float = _recipe(0.9, "Factor between the learning rate of a block and that of the block after it; 1 for equal rates.", "[0, inf)")
     drop_path: float = _recipe(0.1, "Rate of stochastic depth in the last block; it grows linearly from 0 in the first.", "[0, inf)")
     label_smoothing: float = _recipe(0.1, "Share of the target that is spread over all classes alike.", "[0, inf)", "--label-smoothing", "--smoothing")
-    mixup: float = _recipe(0.0, "Alpha of mixup; 0 turns it off.", "[0, inf)")
-    cutmix: float = _recipe(0.0, "Alpha of CutMix; 0 turns it off.", "[0, inf)")
-    random_erasing: float = _recipe(0.0, "Probability of erasing a rectangle of a train image.", "[0, inf)")
-    auto_augment: str = _recipe("", "A policy of timm for augmentation, such as rand-m9-mstd0.5-inc1.")
+    mixup: float = _recipe(0.0, "Alpha of mixup; 0 turns it off.", "[0, inf)", **_CLASSES)
+    cutmix: float = _recipe(0.0, "Alpha of CutMix; 0 turns it off.", "[0, inf)", **_CLASSES)
+    random_erasing: float = _recipe(0.0, "Probability of erasing a rectangle of a train image.", "[0, inf)", **_CLASSES)
+    auto_augment: str = _recipe("", "A policy of timm for augmentation, such as rand-m9-mstd0.5-inc1.", **_CLASSES)
     color_jitter: float = _recipe(0.4, "Strength of random changes of colour; 0 turns them off.", "[0, inf)")
     hflip: float = _recipe(0.5, "Probability of mirroring a train image.", "[0, inf)")
-    crop_scale: float = _recipe(0.35, "Smallest share of an image's area that a random crop keeps.", "[0, inf)")
+    crop_scale: float = _recipe(0.35, "Smallest share of an image's area that a random crop keeps.", "[0, inf)", **_CLASSES)
+    scale_min: float = _recipe(0.5, "Smallest random scale, of an image's short side over the crop's.", "(0, inf)", **_MASKS)
+    scale_max: float = _recipe(2.0, "Largest random scale, of an image's short side over the crop's.", "(0, inf)", **_MASKS)
     clip_grad: float = _recipe(1.0, "Largest norm of the gradient, which is scaled down to it; 0 for no limit.", "[0, inf)")
-    repeated_aug: int = _recipe(1, "Number of differently augmented copies of an image in an epoch, which then has as many times fewer images.", "[1, inf)")
+    repeated_aug: int = _recipe(1, "Number of differently augmented copies of an image in an epoch, which then has as many times fewer images.", "[1, inf)", **_CLASSES)
     ema_decay: float = _recipe(0.0, "Average the weights over the steps with this decay, and evaluate the averages beside the weights; 0 turns it off.", "[0, 1)")
     trainable: str = _option("all", "Which part is trained: all, attention, strengths (the learnable ones of the methods), fidelity or head. With all and attention the head is trained too.", TRAIN, SAME, "--trainable", "--train", choices=("all", "attention", "strengths", "fidelity", "head"))
-    teacher: str | None = _option(None, "A model in timm with the same classes, to distil from.", TRAIN)
+    teacher: str | None = _option(None, "A model in timm with the same classes, to distil from.", TRAIN, **_CLASSES)
     distill_weight: float = _option(0.5, "Share of the teacher in the loss.", TRAIN, range="[0, 1]")
     distill_temperature: float = _option(1.0, "Temperature of the teacher's and the student's softmax.", TRAIN, range="(0, inf)")
-    patience: int | None = _option(None, "Stop an arm after this many epochs without a better top-1.", TRAIN, FREE, range="[1, inf)")
+    patience: int | None = _option(None, "Stop an arm after this many epochs without a better top-1 or mIoU.", TRAIN, FREE, range="[1, inf)")
     limit_batches: int | None = _option(None, "Use at most this many batches in an epoch, of the train and of the val images.", TRAIN, range="[1, inf)")
     device: str | None = _option(None, "Where to compute, such as cpu or cuda. (default: cuda if there is one)", RUN, FREE)
     gpus: str | None = _option(None, "Number of processes to start on this machine, one per GPU, or all.", SPEED, FREE)
-    fsdp: bool = _option(False, "Shard the model and the optimizer over the processes.", SPEED, FREE)
+    fsdp: bool = _option(False, "Shard the model and the optimizer over the processes.", SPEED, FREE, **_CLASSES)
     accumulate: int = _option(1, "Split each step into this many forward and backward passes, to save memory.", SPEED, FREE, range="[1, inf)")
     grad_checkpointing: bool = _option(False, "Compute activations again in the backward pass instead of keeping them, to save memory.", SPEED, FREE)
     compile: bool = _option(False, "Compile the training step with torch.compile.", SPEED, FREE)
@@ -189,20 +208,36 @@ PLACES = ("checkpoint", "data", "data_dir")  # options that may name a file or f
 
 OPTIONS: dict[str, Option] = {item.name: item.metadata["option"] for item in fields(Config) if item.metadata}
 
-# base_lr is the learning rate for 512 images, and scales linearly with the batch; other values replace Config's defaults
-RECIPES: dict[str, dict[str, Any]] = {
-    "finetune": {"base_lr": 5e-4},
-    # DeiT's own recipe (facebookresearch/deit main.py), for a third of its 300 epochs: the paper's NeuTRENO Adaptation
-    "deit": dict(
-        base_lr=5e-4, epochs=100, batch_size=1024, min_lr=1e-5, warmup_epochs=5, layer_decay=1.0, mixup=0.8, cutmix=1.0,
-        random_erasing=0.25, auto_augment="rand-m9-mstd0.5-inc1", crop_scale=0.08, clip_grad=0.0, repeated_aug=3,
-        ema_decay=0.99996,
-    ),
-    # the embedded digits, for a third of the checkpoint's epochs: a mirrored or heavily cropped digit is another digit
-    "digits": dict(
-        base_lr=1e-3, epochs=16, batch_size=100, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
-        color_jitter=0.0, hflip=0.0, crop_scale=0.8,
-    ),
+# task -> name -> base_lr, the learning rate for 512 images, which scales linearly with the batch; and values that replace
+# Config's defaults
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "classification": {
+        "finetune": {"base_lr": 5e-4},
+        # DeiT's own recipe (facebookresearch/deit main.py), for a third of its 300 epochs: the paper's Adaptation
+        "deit": dict(
+            base_lr=5e-4, epochs=100, batch_size=1024, min_lr=1e-5, warmup_epochs=5, layer_decay=1.0, mixup=0.8,
+            cutmix=1.0, random_erasing=0.25, auto_augment="rand-m9-mstd0.5-inc1", crop_scale=0.08, clip_grad=0.0,
+            repeated_aug=3, ema_decay=0.99996,
+        ),
+        # the embedded digits, a third of the checkpoint's epochs: a mirrored or heavily cropped digit is another one
+        "digits": dict(
+            base_lr=1e-3, epochs=16, batch_size=100, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
+            color_jitter=0.0, hflip=0.0, crop_scale=0.8,
+        ),
+    },
+    "segmentation": {
+        "finetune": dict(base_lr=3.2e-3, batch_size=16, label_smoothing=0.0, color_jitter=0.5),
+        # NeuTRENO's own for ADE20K (segmenter/run.sh, after Strudel et al. 2021): lr 1e-3 for 8 images of 512 pixels
+        "segmenter": dict(
+            base_lr=0.064, epochs=64, batch_size=8, img_size=512, opt="sgd", sched="poly", min_lr=1e-5,
+            weight_decay=0.0, warmup_epochs=0, layer_decay=1.0, label_smoothing=0.0, color_jitter=0.5, clip_grad=0.0,
+        ),
+        # the embedded digits on canvases of 64 pixels
+        "digits": dict(
+            base_lr=1.6e-2, epochs=12, batch_size=32, img_size=64, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
+            label_smoothing=0.0, color_jitter=0.3, hflip=0.0, scale_min=0.8, scale_max=1.25,
+        ),
+    },
 }  # fmt: skip
 
 
@@ -213,19 +248,22 @@ def from_given(values: Mapping[str, Any]) -> Config:
         UsageError: If the recipe is unknown.
     """
     name = values.get("recipe") or ("digits" if values.get("data") in (None, "demo") else "finetune")
-    return located(Config(**{**recipe_values(name), **values, "recipe": name}, given=frozenset(values)))
+    known = recipe_values(name, values.get("task", "classification"))
+    return located(Config(**{**known, **values, "recipe": name}, given=frozenset(values)))
 
 
-def recipe_values(name: str) -> dict[str, Any]:
-    """Every field that a recipe decides, with its value.
+def recipe_values(name: str, task: str) -> dict[str, Any]:
+    """Every field that a task's recipe decides, with its value.
 
     Raises:
-        UsageError: If there is no such recipe.
+        UsageError: If there is no such task, or no such recipe for it.
     """
-    if name not in RECIPES:
-        raise UsageError(f"unknown recipe {name!r}. Choose from: {', '.join(RECIPES)}.")
+    if task not in RECIPES:
+        raise UsageError(f"--task takes {', '.join(TASKS)}; got {task!r}.")
+    if name not in RECIPES[task]:
+        raise UsageError(f"unknown recipe {name!r}. Choose from: {', '.join(RECIPES[task])}.")
     return {
-        item.name: RECIPES[name].get(item.name, item.default)
+        item.name: RECIPES[task][name].get(item.name, item.default)
         for item in fields(Config)
         if item.name in OPTIONS and OPTIONS[item.name].recipe
     }
@@ -233,7 +271,7 @@ def recipe_values(name: str) -> dict[str, Any]:
 
 def resolve(config: Config) -> Config:
     """--lr found from the recipe and the batch, if it was not given."""
-    base_lr = RECIPES[config.recipe or "finetune"]["base_lr"]
+    base_lr = RECIPES[config.task][config.recipe or "finetune"]["base_lr"]
     lr = config.lr if config.lr is not None else base_lr * config.batch_size / 512
     return replace(config, lr=lr)
 
@@ -242,6 +280,8 @@ def flag(name: str) -> str:
     """A field's option as one types it."""
     return f"--{name.replace('_', '-')}"
 
+
+DEFAULTS = {item.name: getattr(Config(), item.name) for item in fields(Config) if item.metadata}
 
 EXCLUSIVE = [
     ("fsdp", "compile", "sharded blocks are not compiled. Leave one out."),
@@ -260,8 +300,11 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if option.range and value is not None and not _inside(value, option.range):
             raise UsageError(f"{flag(name)} must be a finite number in {option.range}, got {value}.")
-        if option.choices and value is not None and value not in option.choices:
-            raise UsageError(f"{flag(name)} takes {', '.join(option.choices)}; got {value!r}.")
+        words = value if isinstance(value, list) else [value]
+        if option.choices and value is not None and (wrong := [word for word in words if word not in option.choices]):
+            raise UsageError(f"{flag(name)} takes {', '.join(option.choices)}; got {wrong[0]!r}.")
+        if option.task not in ("", config.task) and value != DEFAULTS[name]:
+            raise UsageError(f"{flag(name)} is for --task {option.task}, and this is {config.task}.")
     for name in ("fidelity", "learnable_fidelity"):
         if getattr(config, name) is not None and config.set.get(name, getattr(config, name)) != getattr(config, name):
             raise UsageError(f"{flag(name)} {getattr(config, name)} and --set {name}={config.set[name]}: give one.")
@@ -274,6 +317,8 @@ def check(config: Config) -> None:
     for name in (*PLACES, "output", "resume", "teacher"):
         if getattr(config, name) is not None:
             place(getattr(config, name))
+    if config.scale_min > config.scale_max:
+        raise UsageError(f"--scale-min {config.scale_min} is above --scale-max {config.scale_max}.")
     for one, other, why in EXCLUSIVE:
         if getattr(config, one) and getattr(config, other):
             raise UsageError(f"{flag(one)} and {flag(other)} do not go together: {why}")
@@ -304,7 +349,7 @@ def resumed(config: Config, own: Config) -> Config:
     """The run's own config with what was given now put in; what holds for one start only is as it is now."""
     now = {name for name, option in OPTIONS.items() if name in config.given or option.resume == ONCE}
     changed = changes(config, own)
-    values = {**recipe_values(config.recipe or ""), "lr": None} if "recipe" in changed else {}
+    values = {**recipe_values(config.recipe or "", own.task), "lr": None} if "recipe" in changed else {}
     return replace(own, **{**values, **{name: getattr(config, name) for name in now}}, given=config.given)
 
 

@@ -28,7 +28,12 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 KEPT_IN = {
     "typer": ("timm_neutreno_cli.main", "timm_neutreno_cli.commands"),
     "torch.distributed": ("timm_neutreno_cli.runtime", "timm_neutreno_cli.engine.setup"),
-    "matplotlib": ("timm_neutreno.smoothing.plots", "timm_neutreno.probing.plots", "timm_neutreno_cli.reports"),
+    "matplotlib": (
+        "timm_neutreno.segmenter.plots",
+        "timm_neutreno.smoothing.plots",
+        "timm_neutreno.probing.plots",
+        "timm_neutreno_cli.reports",
+    ),
     "transformers": ("timm_neutreno.hf",),
 }
 

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from . import hf, hub, probing, smoothing
     from .causal_lm import CausalLM
     from .eigen import fold, reparametrize
+    from .segmenter import Segmenter
 
 LAZY_MODULES = ("hf", "hub", "probing", "smoothing")
-LAZY_NAMES = {"reparametrize": ".eigen", "fold": ".eigen", "CausalLM": ".causal_lm"}
+LAZY_NAMES = {"reparametrize": ".eigen", "fold": ".eigen", "CausalLM": ".causal_lm", "Segmenter": ".segmenter"}
 # the commands as functions: the only door from here to the command line, opened when one of them is used
 LAZY_NAMES |= dict.fromkeys(("adapt", "evaluate", "probe"), "timm_neutreno_cli.api")
 
@@ -32,6 +33,7 @@ __all__ = [
     "METHODS",
     "CausalLM",
     "LayerSupport",
+    "Segmenter",
     "UnsupportedModelError",
     "adapt",
     "check_support",

@@ -174,9 +174,14 @@ def patch(
     arguments = {"method": method, **({} if layers is None else {"layers": list(layers)}), **resolved}
     for vit, indices in zip(vits, chosen, strict=True):
         _patch_vit(vit, split(method), indices, resolved)
-        record_model_args(vit, arguments)
-    record_model_args(model, arguments)
+    for module in _around(model, vits):
+        record_model_args(module, arguments)
     return model
+
+
+def _around(model: nn.Module, vits: list[Any]) -> list[nn.Module]:
+    """The modules that hold one of the ViTs, outermost first, and the ViTs themselves."""
+    return [module for module in model.modules() if any(inner in vits for inner in module.modules())]
 
 
 def check_layers(layers: Sequence[int] | None, depth: int, method: str) -> set[int]:
@@ -241,7 +246,8 @@ def unpatch(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If the model is not patched.
     """
-    for vit in _patched_vits(model):
+    vits = _patched_vits(model)
+    for vit in vits:
         for block in vit.blocks:
             is_neutreno = isinstance(block, NeutrenoBlock)
             for attn in BLOCKS[getattr(block, "timm_class", type(block))].attentions(block):
@@ -255,8 +261,8 @@ def unpatch(model: nn.Module) -> nn.Module:
             del vit.first_values
             vit.__class__ = vit.timm_class  # type: ignore[assignment]
             vit.grad_checkpointing = shared.checkpoint
-        record_model_args(vit, None)
-    record_model_args(model, None)
+    for module in _around(model, vits):
+        record_model_args(module, None)
     return model
 
 

@@ -131,7 +131,8 @@ def evaluate(
         document, text = command.evaluated(name, config, console, per_class, robustness, folder, overwrite)
     if "models" not in document:
         rows = {name: {key: value for key, value in document.items() if key not in ("model", "data")}}
-        cells = [tables.HEADER, tables.row(name, rows[name])]
+        metrics = tables.metrics_of([document])
+        cells = [tables.header(metrics), tables.row(name, document, metrics)]
         return Result(rows, (), {}, document, text, cells, {name: partial(_load, name)})
     folder = Path(document["output"])
     paths = {"output": folder, **{path.name: path for path in sorted(folder.iterdir()) if path.is_file()}}

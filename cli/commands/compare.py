@@ -32,8 +32,9 @@ def compare(
     if as_json:
         print(json.dumps(document))
         return
-    rows = [tables.row(name, found) for name, found in document["models"].items()]
-    print(tables.plain([tables.HEADER, *rows]))
+    metrics = tables.metrics_of(document["models"].values())
+    rows = [tables.row(name, found, metrics) for name, found in document["models"].items()]
+    print(tables.plain([tables.header(metrics), *rows]))
     print()
     for name, pair in document["differences"].items():
         print(sentence(name, models[0], pair, len(document["differences"])))

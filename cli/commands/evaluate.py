@@ -69,7 +69,8 @@ def evaluated(
         if output:
             raise UsageError("--output is for --per-class and --robustness, which are missing.")
         document = evaluate_model(model, config, console)
-        return document, tables.plain([tables.HEADER, tables.row(document["model"], document)])
+        metrics = tables.metrics_of([document])
+        return document, tables.plain([tables.header(metrics), tables.row(document["model"], document, metrics)])
     folder = output or Path("runs") / time.strftime("%Y%m%d-%H%M%S-evaluate")
     with prepared_output(folder, overwrite):
         document = examine(model, config, console, folder, per_class=per_class, robust=robustness)

@@ -149,33 +149,36 @@ def _image_folder(folder: Path, classes: dict[str, int] | None, config: Config) 
     return images
 
 
-class CheckedImages(ImageDataset):
-    """timm's folder of images, but an unreadable image is named, not replaced by its neighbour without a word."""
+class Skipping:
+    """Images of `reader.samples` of which an unreadable one is an error, or passed over and counted.
 
-    def __init__(self, root: str, *, skip: bool, **kwargs: Any):
-        super().__init__(root, **kwargs)
+    Args:
+        skip: Pass over them.
+    """
+
+    reader: Any
+    transform: Any
+
+    def __init__(self, skip: bool):
         self.skip = skip
         self.skipped = multiprocessing.Value("q", 0)  # loader processes count into one number
+
+    def __len__(self) -> int:
+        return len(self.reader.samples)
 
     def __getitem__(self, index: int):
         for offset in range(len(self)):
             try:
-                return self._read((index + offset) % len(self))
+                return self.read((index + offset) % len(self))
             except DataError:
                 if not self.skip:
                     raise
                 self._count()
         raise DataError(f"none of the images in {self.reader.root} can be read.")
 
-    def _read(self, index: int):
-        path, target = self.reader.samples[index]
-        try:
-            pixels = read_rgb(path)
-        except UnreadableImage as error:
-            raise DataError(
-                f"cannot read the image {path}: {error}. Repair or remove it, or pass --skip-bad-images."
-            ) from error
-        return (self.transform(pixels) if self.transform else pixels), target
+    def read(self, index: int) -> Any:
+        """One item; raises DataError if it cannot be read."""
+        raise NotImplementedError
 
     def _count(self) -> None:
         with self.skipped.get_lock():
@@ -187,7 +190,7 @@ class CheckedImages(ImageDataset):
         transform, self.transform = self.transform, None
         for index, sample in enumerate(self.reader.samples):
             try:
-                self._read(index)
+                self.read(index)
                 readable.append(sample)
             except DataError:
                 self._count()
@@ -195,6 +198,24 @@ class CheckedImages(ImageDataset):
         if not readable:
             raise DataError(f"none of the images in {self.reader.root} can be read.")
         self.reader.samples = readable
+
+
+class CheckedImages(Skipping, ImageDataset):
+    """timm's folder of images, but an unreadable image is named, not replaced by its neighbour without a word."""
+
+    def __init__(self, root: str, *, skip: bool, **kwargs: Any):
+        ImageDataset.__init__(self, root, **kwargs)
+        Skipping.__init__(self, skip)
+
+    def read(self, index: int) -> Any:
+        path, target = self.reader.samples[index]
+        try:
+            pixels = read_rgb(path)
+        except UnreadableImage as error:
+            raise DataError(
+                f"cannot read the image {path}: {error}. Repair or remove it, or pass --skip-bad-images."
+            ) from error
+        return (self.transform(pixels) if self.transform else pixels), target
 
 
 def _from_scheme(config: Config) -> Datasets:
@@ -250,6 +271,11 @@ def check_equal(prints: Sequence[dict[str, Any]]) -> None:
                 )
 
 
+def _target(target: Any, root: str) -> int | str:
+    """A class index, or the name of a mask."""
+    return os.path.relpath(target, root) if isinstance(target, str) else int(target)
+
+
 def fingerprint(data: Datasets) -> dict[str, Any]:
     """What tells one set of images from another: how many, their classes, and a hash of names and classes."""
     parts: dict[str, Any] = {"classes": data.class_names or data.num_classes}
@@ -258,6 +284,7 @@ def fingerprint(data: Datasets) -> dict[str, Any]:
         parts[f"{name} images"] = len(images)
         if samples:
             root = str(images.reader.root)
-            text = json.dumps([[os.path.relpath(path, root), int(target)] for path, target in samples])
+            named = [[os.path.relpath(path, root), _target(target, root)] for path, target in samples]
+            text = json.dumps(named)
             parts[f"{name} names"] = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     return parts

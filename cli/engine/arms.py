@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from timm_neutreno.names import base_name, neutreno_name
 from ..config import Config
 from ..data.sources import Datasets
 from ..errors import CheckpointError, UsageError, one_line
-from ..tasks import classification
 from . import checkpoint
+from .tasks import TASKS
 
 CONTROL = "control"
 
@@ -35,6 +36,7 @@ class Arm:
         options: Of `patch`: strengths at their start, and how they are learned.
         warmup: Epochs over which the fidelity rises from 0; 0 for none.
         directory: Where its checkpoints, metrics and weights go.
+        part: Of the model where the method acts; "" for all of it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Arm:
     options: dict[str, Any]
     warmup: float
     directory: Path
+    part: str = ""
 
     @property
     def exact_at_start(self) -> bool:
@@ -64,7 +67,7 @@ def list_arms(config: Config, source: checkpoint.Source, directory: Path) -> lis
         arms.append(Arm(CONTROL, None, {}, 0.0, directory / "arms" / CONTROL))
     try:
         for name in map(canonical, config.method or [source.method or "neutreno"]):
-            if name in [arm.name for arm in arms]:
+            if name in [arm.method for arm in arms]:
                 raise UsageError(f"--method {name} is named twice.")
             own = set(resolve(name, {}))
             known |= own
@@ -72,7 +75,10 @@ def list_arms(config: Config, source: checkpoint.Source, directory: Path) -> lis
             layers = {**source.options, **given}.get("layers")
             options = {**resolve(name, chosen), **({"layers": layers} if layers is not None else {})}
             warmup = config.fidelity_warmup if "fidelity" in options else 0.0
-            arms.append(Arm(name, name, options, warmup, directory / "arms" / name))
+            for part in dict.fromkeys(config.part or ["both"]):
+                part = "" if part == "both" else part
+                label = f"{name}-{part}" if part else name
+                arms.append(Arm(label, name, options, warmup, directory / "arms" / label, part))
     except ValueError as error:
         raise UsageError(one_line(error)) from error
     for key in given.keys() - known:
@@ -102,18 +108,14 @@ class Models:
     """
 
     def __init__(self, source: checkpoint.Source, datasets: Datasets, config: Config, device: torch.device):
-        self.device, self.source = device, source
-        self.new_head = classification.head_mismatch(
+        self.device, self.source, self.rules = device, source, TASKS[config.task].rules
+        self.new_head = self.rules.head_mismatch(
             source.num_classes, source.label_names, datasets.num_classes, datasets.class_names
         )
         random_seed(config.seed)  # of a new head
-        self.original = checkpoint.build(
-            source, num_classes=datasets.num_classes, img_size=config.img_size, drop_path=config.drop_path
-        )
-        if self.new_head and datasets.num_classes == source.num_classes:
-            random_seed(config.seed)
-            self.original.reset_classifier(datasets.num_classes)  # type: ignore[operator]
-        self.learned = {**source.learned, **learned_strengths(self.original)}
+        self.original = self.rules.build(partial(checkpoint.build, source), source, datasets, config)
+        own = {self.rules.PREFIX + name: value for name, value in source.learned.items()}
+        self.learned = {**own, **learned_strengths(self.original)}
 
     def build(self, arm: Arm) -> nn.Module:
         """The arm's model as its training starts, on the device. Errors as of `patched`."""
@@ -131,7 +133,7 @@ class Models:
             unpatch(model)
         if arm.method:
             try:
-                patch(model, arm.method, **arm.options)
+                patch(self.rules.part(model, arm.part), arm.method, **arm.options)
             except UnsupportedModelError as error:
                 raise CheckpointError(one_line(error)) from error
             except ValueError as error:  # layers that are not there

@@ -252,6 +252,7 @@ def build(
     img_size: int | None = None,
     drop_path: float | None = None,
     pretrained: bool = True,
+    **more: Any,
 ) -> nn.Module:
     """A checkpoint as it came: timm's own model, or the patched one that it was saved from, with its weights.
 
@@ -261,6 +262,7 @@ def build(
         img_size: Another than the checkpoint's resamples the position embedding.
         drop_path: Stochastic depth rate of the last block.
         pretrained: Load the weights.
+        **more: Further arguments of its constructor.
 
     Raises:
         CheckpointError: If the weights do not fit the architecture, or cannot be read.
@@ -268,7 +270,7 @@ def build(
         HubError: If they are on the Hub and cannot be had.
     """
     given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path}
-    kwargs = {**source.model_args, **{key: value for key, value in given.items() if value is not None}}
+    kwargs = {**source.model_args, **more, **{key: value for key, value in given.items() if value is not None}}
     if source.method:
         kwargs |= {"method": source.method, **source.options}
     overlay = source.overlay

@@ -14,6 +14,7 @@ from . import setup
 from .evaluate import evaluate
 from .evaluate_model import Opened, open_model
 from .responses import CLEAN, respond
+from .tasks import TASKS
 
 SAME = ("classes", "val images", "val names")  # of sources.fingerprint: what two models must share to be paired
 
@@ -38,10 +39,12 @@ def compare(names: Sequence[str], given: Config, console: Console) -> dict[str, 
         raise UsageError("give at least two different runs or models; the first is what the others are compared with.")
     opened = {name: open_model(name, given, console) for name in names}
     _check_same(opened)
+    if any(each.config.task != "classification" for each in opened.values()):
+        raise UsageError("neutreno compare pairs classifiers; for masks, one run with several arms has intervals.")
     models, answers, target = {}, {}, None
     for name, each in opened.items():  # each with its own input size and normalisation
         autocast = setup.autocast(each.config, each.device)
-        models[name] = evaluate(each.model, each.loader, each.device, autocast)
+        models[name] = evaluate(each.model, each.loader, each.device, autocast, TASKS[each.config.task].rules)
         found = respond({name: each.model}, each.loader, each.data_config, autocast, [CLEAN], console)
         answers[name], target = found.correct(CLEAN, name), found.target if target is None else target
         if not found.target.equal(target):

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
-from timm.models._input import get_model_input_config
 from torch import nn
 
 from ..config import Config, place
@@ -18,9 +16,11 @@ from ..runtime.console import Console
 from ..runtime.processes import World
 from ..tasks import classification
 from . import checkpoint, resume, setup
-from .evaluate import evaluate
+from .evaluate import evaluate, multi_scale
 from .prepare import EVAL_BATCH
 from .save import WEIGHTS
+from .segmenter import open_segmenter
+from .tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,13 @@ class Opened:
 def evaluate_model(name: str, given: Config, console: Console) -> dict[str, Any]:
     """The figures of a model on val images. Arguments and errors as of `open_model`."""
     opened = open_model(name, given, console)
-    found = evaluate(opened.model, opened.loader, opened.device, setup.autocast(opened.config, opened.device))
+    autocast, rules = setup.autocast(opened.config, opened.device), TASKS[opened.config.task].rules
+    found = evaluate(opened.model, opened.loader, opened.device, autocast, rules)
+    if opened.config.multi_scale:
+        scaled = evaluate(
+            opened.model, opened.loader, opened.device, autocast, rules, similarity=False, multi_scale=True
+        )
+        found |= multi_scale(scaled)
     return {"model": name, "data": opened.datasets.label, **found}
 
 
@@ -61,23 +67,49 @@ def open_model(name: str, given: Config, console: Console) -> Opened:
             f"{name} has no {WEIGHTS[-1]} yet: the run is not finished. neutreno-adapt --resume {folder} goes on."
         )
     config = replace(config, **{field: getattr(given, field) for field in given.given})
-    device = setup.set_up_device(config, World())
+    device, task = setup.set_up_device(config, World()), TASKS[config.task]
+    datasets = task.open_datasets(config)
+    model = load(name, config, datasets, console)
+    if config.limit_batches:
+        sources.subsample(datasets.val, config.limit_batches * min(config.batch_size, len(datasets.train)))
+    model = model.to(device)
+    batch_size = config.batch_size if "batch_size" in given.given else min(config.batch_size, EVAL_BATCH)
+    data_config = task.rules.data_config(model)
+    loader = task.val_loader(datasets, batch_size, data_config, config, device, World())
+    return Opened(config, device, datasets, model, data_config, loader)
+
+
+def load(name: str, config: Config, datasets: sources.Datasets, console: Console) -> Any:
+    """The model, which must know the data's classes.
+
+    Raises:
+        CheckpointError: If it does not, or is a model of another task.
+    """
+    if config.task == "segmentation":
+        return load_segmenter(name, config, datasets)
     source = checkpoint.resolve_checkpoint(name)
     for note in source.notes:
         console.say(f"weights: {note}")
-    datasets = sources.open_datasets(config)
     mismatch = classification.head_mismatch(
         source.num_classes, source.label_names, datasets.num_classes, datasets.class_names
     )
     if mismatch:
         raise CheckpointError(f"{name} knows other classes than {datasets.label}: {mismatch}.")
-    if config.limit_batches:
-        sources.subsample(datasets.val, config.limit_batches * min(config.batch_size, len(datasets.train)))
-    model: Any = checkpoint.build(source).to(device)
-    data_config = {**resolve_model_data_config(model), "input_size": get_model_input_config(model)["input_size"]}
-    batch_size = config.batch_size if "batch_size" in given.given else min(config.batch_size, EVAL_BATCH)
-    loader = loaders.val_loader(datasets, batch_size, data_config, config, device, World())
-    return Opened(config, device, datasets, model, data_config, loader)
+    return checkpoint.build(source)
+
+
+def load_segmenter(name: str, config: Config, datasets: sources.Datasets) -> Any:
+    """A saved Segmenter, from a folder or the Hub. Errors as of `load`."""
+    model = open_segmenter(name)
+    names, theirs = model.class_names, datasets.class_names
+    if model.num_classes != datasets.num_classes or (names and theirs and names != theirs):
+        raise CheckpointError(
+            f"{name} knows other classes than {datasets.label}: {model.num_classes} in the model, "
+            f"{datasets.num_classes} in the data{'' if names == theirs else ', or other names'}."
+        )
+    if config.window_stride:
+        model.stride = (config.window_stride, config.window_stride)
+    return model
 
 
 def run_of(folder: Path) -> Path | None:

@@ -21,6 +21,7 @@ from .arms import CONTROL
 from .evaluate import evaluate
 from .evaluate_model import Opened, open_model, run_of
 from .responses import ATTACKED, CLEAN, CORRUPTED, Condition, Responses, respond
+from .tasks import TASKS
 
 
 def examine(
@@ -47,9 +48,11 @@ def examine(
         raise UsageError(
             f"--robustness is for colour images; {name} takes {opened.data_config['input_size'][0]} channels."
         )
-    models = _arms(name, opened)
+    if opened.config.task != "classification":
+        raise UsageError("--per-class and --robustness are for classifiers; a segmentation's own figures are by class.")
+    models, rules = _arms(name, opened), TASKS[opened.config.task].rules
     autocast = setup.autocast(opened.config, opened.device)
-    found = {arm: evaluate(model, opened.loader, opened.device, autocast) for arm, model in models.items()}
+    found = {arm: evaluate(model, opened.loader, opened.device, autocast, rules) for arm, model in models.items()}
     conditions: list[Condition] = [CLEAN, *(CORRUPTED + ATTACKED if robust else [])]
     answers = respond(models, opened.loader, opened.data_config, autocast, conditions, console)
     document: dict[str, Any] = {

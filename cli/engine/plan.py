@@ -10,7 +10,7 @@ import torch
 
 from ..reports.results import EVALUATIONS, RESULTS
 from ..runtime.loggers import CSV, JSONL
-from . import setup
+from . import examples, setup
 from .prepare import Parts
 from .resume import ARGUMENTS
 from .save import WEIGHTS
@@ -19,6 +19,7 @@ from .trainer import Trainer
 
 STEPS = 3  # measured, after one that warms up
 OF_THE_RUN = (ARGUMENTS, EVALUATIONS, RESULTS, "README.md", "similarity.png", *WEIGHTS)
+OF_PICTURES = (examples.PICTURE,)
 OF_AN_ARM = (*WEIGHTS, LAST, PREVIOUS, BEST, JSONL, CSV)
 
 
@@ -35,7 +36,9 @@ def make(parts: Parts, directory: Path) -> tuple[dict[str, Any], str]:
     runs, steps = len(arms) * config.seeds, trainer.steps * config.epochs
     seconds, memory = step * steps * runs, setup.peak_memory(context.device)
     of_an_arm = [*OF_AN_ARM, *(f"ema/{name}" for name in WEIGHTS if config.ema_decay)]
-    files = [str(directory / name) for name in OF_THE_RUN]
+    segments = config.task == "segmentation"
+    files = [str(directory / name) for name in (*OF_THE_RUN, *(OF_PICTURES if segments else ()))]
+    of_an_arm += [examples.FILE] if segments else []
     files += [str(arm.directory / name) for arm in arms for name in of_an_arm]
     part = config.batch_size // config.accumulate // world.size
     batch = f"{part} images x {config.accumulate} accumulation steps x {world.size} processes"
@@ -46,7 +49,7 @@ def make(parts: Parts, directory: Path) -> tuple[dict[str, Any], str]:
         "arms": ", ".join(arm.name for arm in arms),
         "batch": f"{config.batch_size} = {batch}",
         "steps": f"{trainer.steps} per epoch x {config.epochs} epochs = {steps}",
-        "learning rate": f"{config.lr:.3g} after {config.lr_warmup} epochs, then cosine to {config.min_lr:g}",
+        "learning rate": f"{config.lr:.3g} after {config.lr_warmup} epochs, then {config.sched} to {config.min_lr:g}",
         "step": f"{step:.3f} s, {config.batch_size / step:.0f} images/s; {100 * wait:.0f} % of it waiting for data",
         "memory": f"{memory or 0:.0f} MiB at most so far, per process, on {context.device}",
         "time": f"about {_duration(seconds)} for training, without evaluation, extrapolated from {STEPS} steps",

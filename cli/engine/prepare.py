@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.data import resolve_model_data_config
-from timm.models._input import get_model_input_config
 from torch import nn
 
 from timm_neutreno.names import neutreno_name
@@ -27,7 +25,9 @@ from ..runtime.signals import StopSignal
 from . import checkpoint, extension, hub, resume, setup
 from .arms import Arm, Models, list_arms
 from .setup import RunContext
+from .tasks import TASKS
 
+OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
 EVAL_BATCH = 128  # at most; fixed, so that the figures do not depend on the number of processes
 
 
@@ -54,7 +54,8 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
         hub.check_target(hub.target(config))
     source = checkpoint.resolve_checkpoint(config.checkpoint, config.arch, config.model_kwargs, config.weights)
     check_meant(config, source.label)
-    datasets = sources.open_datasets(config)
+    task = TASKS[config.task]
+    datasets = task.open_datasets(config)
     sources.check_equal(processes.all_gather(sources.fingerprint(datasets)))
     asked = config.batch_size
     config = resolve(replace(config, batch_size=fit_batch(config, len(datasets.train), world)))
@@ -69,15 +70,15 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
         extension.check(arms, config.epochs)
     first = next(arm for arm in arms if arm.method)
     fidelity = first.options.get("fidelity", config.fidelity)
-    config = replace(config, method=[arm.name for arm in arms if arm.method], fidelity=fidelity)
+    methods = list(dict.fromkeys(arm.method for arm in arms if arm.method))
+    config = replace(config, method=methods, fidelity=fidelity)
     models = Models(source, datasets, config, device)
     for arm in arms:
         models.patched(arm)  # what cannot be is refused now, and not after other arms have trained
-    original: Any = models.original
-    data_config = {**resolve_model_data_config(original), "input_size": get_model_input_config(original)["input_size"]}
+    data_config = task.rules.data_config(models.original)
     teacher = setup.load_teacher(config, datasets.num_classes, device)
     if config.push_to_hub and world.first and not config.dry_run:
-        hub.prepare(hub.target(config), neutreno_name(source.arch))  # last of all checks: it makes the repository
+        hub.prepare(hub.target(config), pushed_name(config, source))  # last of all checks: it makes the repository
     silent = config.quiet and "quiet" in config.given  # from Python quiet is the default, and a notebook has bars
     console = Console(config.quiet or not world.first, bars=world.first and not silent)
     if config.batch_size != asked:
@@ -90,11 +91,16 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
     context = RunContext(config, device, world, console, stop, folder or str(directory))
 
     def train() -> loaders.BatchLoader:
-        return loaders.train_loader(datasets, data_config, config, device, world)
+        return task.train_loader(datasets, data_config, config, device, world)
 
     val_batch = min(config.batch_size, EVAL_BATCH)
-    val = loaders.val_loader(datasets, val_batch, data_config, config, device, world)
+    val = task.val_loader(datasets, val_batch, data_config, config, device, world)
     return Parts(source, datasets, data_config, models, teacher, train, val, arms, context), directory
+
+
+def pushed_name(config: Config, source: checkpoint.Source) -> str:
+    """The architecture that the main model's config.json will have."""
+    return neutreno_name("segmenter" if config.task == "segmentation" else source.arch)
 
 
 def run_directory(config: Config, name: str, world: World) -> Path:
@@ -178,8 +184,8 @@ def announce(parts: Parts) -> None:
         say(f"arm         {arm.name}{': ' if options else ''}{options}{warmup}")
     together = f"{world.size} processes, " if world.size > 1 else ""
     say(
-        f"training    {count(config.epochs, 'epoch')}, batch size {config.batch_size}, AdamW with lr {config.lr:.2e}, "
-        f"seed {config.seed}, {together}{context.device}"
+        f"training    {count(config.epochs, 'epoch')}, batch size {config.batch_size}, {OPTIMIZERS[config.opt]} with "
+        f"lr {config.lr:.2e}, seed {config.seed}, {together}{context.device}"
     )
     for words in cautions.of_run(config, parts.source.notes, parts.models.new_head):
         context.console.caution(words)

@@ -22,13 +22,14 @@ from ..reports.results import RESULTS, Evaluations, RunResult
 from ..runtime import files, processes
 from ..runtime.processes import World
 from ..runtime.signals import StopSignal
-from . import checkpoint, extension, plan, resume, setup
+from . import checkpoint, examples, extension, plan, resume, setup
 from .arms import Arm
-from .evaluate import evaluate
+from .evaluate import evaluate, multi_scale
 from .failures import translate_error
 from .prepare import Parts, announce, found_out, prepare, run_directory
 from .save import WEIGHTS, link, save_model
 from .state import EMA, RAW
+from .tasks import TASKS
 from .trainer import Trainer
 
 Printed = tuple[dict[str, Any], str]  # a result as --json prints it, and as text
@@ -150,8 +151,8 @@ def evaluate_before(parts: Parts, evaluations: Evaluations) -> None:
                 autocast = setup.autocast(context.config, context.device)
                 name, say = tables.label(key), context.console
                 found = evaluate(
-                    model, parts.val, context.device, autocast, stop=context.stop, console=say,
-                    title=f"evaluating the {name}" if key == tables.CHECKPOINT else f"evaluating {name}",
+                    model, parts.val, context.device, autocast, TASKS[context.config.task].rules, stop=context.stop,
+                    console=say, title=f"evaluating the {name}" if key == tables.CHECKPOINT else f"evaluating {name}",
                 )  # fmt: skip
                 evaluations.add(key, found)
                 say.say(f"{name}: {tables.in_words(found, bool(parts.models.new_head))}")
@@ -177,13 +178,32 @@ def train_arm(arm: Arm, parts: Parts, evaluations: Evaluations, index: int, seed
     found = trainer.run()
     full = parts.models.full_model(arm, setup.gather_weights(model)) if context.config.fsdp else model
     if context.world.first:
+        if context.config.task == "segmentation":
+            examples.predict(full, parts.datasets.val, arm.directory)
         save = partial(save_model, data_config=parts.data_config, class_names=parts.datasets.class_names)
         if trainer.ema is not None:
             save(trainer.ema, arm.directory / "ema")
         save(full, arm.directory)
+    if context.config.multi_scale:
+        for name, tried in ((RAW, model), (EMA, trainer.ema)):
+            if tried is not None:
+                found[name] = {**found[name], **at_scales(tried, parts)}
     if trainer.ema is not None:
         evaluations.add(arm.name + tables.EMA, found[EMA])
     evaluations.add(arm.name, found[RAW])
+
+
+def at_scales(model: nn.Module, parts: Parts) -> dict[str, Any]:
+    """The figures at several scales and mirrored."""
+    context, rules = parts.context, TASKS[parts.context.config.task].rules
+    autocast, stop = setup.autocast(context.config, context.device), context.stop
+    try:
+        found = evaluate(
+            model, parts.val, context.device, autocast, rules, similarity=False, stop=stop, multi_scale=True
+        )
+    except Interrupted as error:
+        raise Interrupted(f"{one_line(error)} The training is done and saved. {context.resume_line}") from error
+    return multi_scale(found)
 
 
 def conclude(parts: Parts, evaluations: Evaluations, directory: Path, seconds: float) -> RunResult:
@@ -198,10 +218,12 @@ def conclude(parts: Parts, evaluations: Evaluations, directory: Path, seconds: f
         epochs=context.config.epochs, device=str(context.device), processes=context.world.size,
         skipped_images=parts.datasets.skipped, new_head=bool(parts.models.new_head), seconds=seconds, arms=names,
         main=main.name, epochs_before=resume.read_arguments(directory).get(resume.EPOCHS_BEFORE, []),
-        models=evaluations.in_order(names), **checkpoint.origin(parts.source),
+        models=evaluations.in_order(names), task=context.config.task, **checkpoint.origin(parts.source),
     )  # fmt: skip
     curves = {tables.label(key): row["similarity"] for key, row in result.models.items()}
     with files.writing(directory / "similarity.png"):
         plot_similarity(curves, directory / "similarity.png")
+    if context.config.task == "segmentation":
+        examples.plot(parts.datasets.val, parts.arms, parts.datasets.class_names, directory)
     result.write(directory)
     return result

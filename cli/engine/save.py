@@ -12,7 +12,7 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from timm_neutreno import is_patched
+from timm_neutreno import Segmenter, is_patched
 from timm_neutreno.hub import save_pretrained
 from timm_neutreno.hub.save import say_classes_once
 
@@ -45,7 +45,9 @@ def save_model(
     model.eval().to(memory_format=torch.contiguous_format)
     with files.writing(directory / WEIGHTS[-1]):
         shutil.rmtree(beside, ignore_errors=True)  # what a killed process had written
-        if is_patched(model):
+        if isinstance(model, Segmenter):
+            model.save_pretrained(beside)
+        elif is_patched(model):
             save_pretrained(model, beside, data_config=data_config, label_names=class_names, tag="neutreno")
         else:
             about: dict[str, Any] = {

@@ -15,9 +15,9 @@ from ..config import Config
 from ..data.loaders import BatchLoader
 from ..errors import CheckpointError, one_line
 from ..runtime import files, processes, records
-from ..tasks import classification
 from . import setup
 from .arms import Arm
+from .tasks import TASKS
 
 LAST, PREVIOUS, BEST = "last.pth.tar", "previous.pth.tar", "best.pth.tar"
 RAW, EMA = "raw", "ema"
@@ -107,7 +107,7 @@ def _content(trainer: Training, weights: dict[str, Any], optimizer: dict[str, An
         "scheduler": trainer.scheduler.state_dict(),  # for timm; ours is a function of the step
         "scaler": trainer.scaler.state_dict(),
         "epochs": trainer.config.epochs,  # that the learning rates are planned for
-        "metric": trainer.state.evaluations.get(RAW, {}).get(classification.MAIN),
+        "metric": trainer.state.evaluations.get(RAW, {}).get(TASKS[trainer.config.task].rules.MAIN),
         "arm": trainer.arm.name,
         "method_options": trainer.arm.options,
         "version": 3,

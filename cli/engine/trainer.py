@@ -26,12 +26,14 @@ from ..reports import epochs as epochs_report
 from ..reports.epochs import Pace, TimeLeft
 from ..runtime import processes
 from ..runtime.loggers import Loggers, rewind
-from ..tasks import classification
 from . import failures, setup, state
 from .arms import Arm
 from .evaluate import Evaluation, evaluate
 from .setup import RunContext
 from .state import EMA, RAW, TrainState
+from .tasks import TASKS
+
+POWER = 0.9  # of the polynomial schedule (Strudel et al. 2021); the cosine has none
 
 
 class Trainer:
@@ -65,19 +67,21 @@ class Trainer:
             raise DataError("no training batches: there are fewer training images than --batch-size. Make it smaller.")
         seed_everything(derive_seed("arm", config.seed))
         setup.freeze_except(model, config.trainable)
-        self.task = classification.training_task(model, teacher, config, device)
+        self.rules = TASKS[config.task].rules
+        self.task = self.rules.training_task(model, teacher, config, device)
         self.ramps_number = arm.warmup > 0 and not arm.options.get("learnable_fidelity")
         if self.ramps_number and config.compile:  # torch.compile would compile anew for every number
             set_strengths(model, fidelity=0.0, as_tensors=True)
         setup.prepare(self.task, model, config, device, context.world)
         self.optimizer = create_optimizer_v2(
-            model, opt="adamw", lr=config.lr, weight_decay=config.weight_decay,
+            model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay,
             layer_decay=config.layer_decay if config.layer_decay != 1.0 else None,
         )  # fmt: skip
         assert config.lr is not None
         self.scheduler, _ = create_scheduler_v2(
-            self.optimizer, sched="cosine", num_epochs=config.epochs, min_lr=config.min_lr, warmup_lr=config.lr / 100,
-            warmup_epochs=config.lr_warmup, step_on_epochs=False, updates_per_epoch=self.steps,
+            self.optimizer, sched=config.sched, num_epochs=config.epochs, min_lr=config.min_lr,
+            warmup_lr=config.lr / 100, warmup_epochs=config.lr_warmup, step_on_epochs=False,
+            updates_per_epoch=self.steps, decay_rate=POWER,
         )  # fmt: skip
         self.scaler = setup.grad_scaler(config, device)
         self.autocast = nullcontext() if config.fsdp else setup.autocast(config, device)
@@ -183,7 +187,7 @@ class Trainer:
         train_loss, images_sum = (sum(values) / len(values) / self.steps for values in zip(*sums, strict=True))
         last = now.epoch + 1 >= config.epochs
         evaluations = self.evaluate(similarity=last)
-        main = evaluations[RAW][classification.MAIN]
+        main = evaluations[RAW][self.rules.MAIN]
         better = main > now.best
         epochs_since_best = 0 if better else now.epochs_since_best + 1
         out_of_patience = not last and config.patience is not None and epochs_since_best >= config.patience
@@ -193,7 +197,8 @@ class Trainer:
         now.best, now.epochs_since_best, now.evaluations = max(main, now.best), epochs_since_best, evaluations
         self._log({"train_loss": train_loss, "images_sum": images_sum}, evaluations, pace)
         if out_of_patience:
-            self.say(f"{self.arm.name:>8}  no better top-1 for {epochs_since_best} epochs: stopped early")
+            name = epochs_report.NAMES[self.rules.MAIN]
+            self.say(f"{self.arm.name:>8}  no better {name} for {epochs_since_best} epochs: stopped early")
         now.done = last or out_of_patience
         now.epoch, now.step, now.loss_sum, now.images_sum = now.epoch + 1, 0, 0.0, 0.0
         state.save(self, best=better)
@@ -209,7 +214,7 @@ class Trainer:
             assert self.val is not None
             stop = None if self.config.fsdp else context.stop  # of a sharded model one process alone cannot stop there
             results[name] = evaluate(
-                model, self.val, context.device, self.autocast, similarity=similarity, stop=stop,
+                model, self.val, context.device, self.autocast, self.rules, similarity=similarity, stop=stop,
                 console=context.console, title=f"evaluating {self._title}{', EMA' if name == EMA else ''}",
             )  # fmt: skip
         return results

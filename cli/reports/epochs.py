@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+NAMES = {"top1": "top-1", "miou": "mIoU"}  # the main figure of each task
+
 
 @dataclass
 class Pace:
@@ -66,11 +68,12 @@ def record(
 
 def line(record: dict[str, Any], epochs: int) -> str:
     """An epoch in one line."""
-    averaged = f"  EMA {record['val_ema_top1']:.2f}" if "val_ema_top1" in record else ""
+    key = next(key for key in NAMES if f"val_{key}" in record)
+    averaged = f"  EMA {record[f'val_ema_{key}']:.2f}" if f"val_ema_{key}" in record else ""
     rate = f"  {record['images_per_second']:,.0f} images/s" if record["images_per_second"] else ""
     return (
         f"{record['arm']:>8}  {record['epoch']:>{len(str(epochs))}}/{epochs}  loss {record['train_loss']:.4f}  "
-        f"val loss {record['val_loss']:.4f}  top-1 {record['val_top1']:.2f}{averaged}{rate}"
+        f"val loss {record['val_loss']:.4f}  {NAMES[key]} {record[f'val_{key}']:.2f}{averaged}{rate}"
     )
 
 

@@ -17,6 +17,10 @@ RESULTS, EVALUATIONS = "results.json", "evaluations.json"  # where the first is,
 REPORT = "report.html"
 
 
+UNKNOWN = ["Without `import timm_neutreno`, timm answers `Unknown model (neutreno_...)`."]
+PICTURES = ["![Val images: truth and predictions](examples.png)"]
+
+
 @dataclass
 class RunResult:
     """What one run, of one seed, has measured.
@@ -38,6 +42,7 @@ class RunResult:
         arms: Their names in the order of training: "control", and the methods' own strings.
         main: The arm whose model lies in the run's root.
         models: Evaluations by row: "checkpoint", ARM/start before training, ARM, ARM/ema.
+        task: "classification" or "segmentation".
     """
 
     seed: int
@@ -56,6 +61,7 @@ class RunResult:
     arms: list[str]
     main: str
     models: dict[str, dict[str, Any]]
+    task: str = "classification"
 
     @classmethod
     def read(cls, directory: Path) -> RunResult | None:
@@ -108,6 +114,9 @@ class RunResult:
         )
 
     def load_lines(self) -> list[str]:
+        if self.task == "segmentation":
+            call = f"Segmenter.from_pretrained({json.dumps(self.output, ensure_ascii=False)})"
+            return ["from timm_neutreno import Segmenter", f"model = {call}"]
         return [
             "import timm, timm_neutreno",
             f"model = timm.create_model({json.dumps('local-dir:' + self.output, ensure_ascii=False)}, pretrained=True)",
@@ -148,7 +157,7 @@ class RunResult:
             *self.load_lines(),
             "```",
             "",
-            "Without `import timm_neutreno`, timm answers `Unknown model (neutreno_...)`.",
+            *(PICTURES if self.task == "segmentation" else UNKNOWN),
             "",
         ]
         return "\n".join(lines)
@@ -156,9 +165,9 @@ class RunResult:
 
 KINDS = get_type_hints(RunResult)
 ROW = {
-    "images": int, "strengths": dict[str, dict[str, float]], **dict.fromkeys(tables.METRICS, float),
-    "similarity": list[float], "similarity_error": float,
+    "images": int, "strengths": dict[str, dict[str, float]], "similarity": list[float], "similarity_error": float,
 }  # fmt: skip
+OPTIONAL = {"miou_multi_scale", "decoder_similarity"}  # figures that not every run of the task has
 
 
 def _check_rows(rows: dict[str, Any], path: Path) -> None:
@@ -168,10 +177,16 @@ def _check_rows(rows: dict[str, Any], path: Path) -> None:
         CheckpointError: With the first of them.
     """
     for name, row in rows.items():
-        fault = records.misfit(row, ROW) if isinstance(row, dict) else "it is no mapping"
+        fault = records.misfit(row, _kinds(row)) if isinstance(row, dict) else "it is no mapping"
         fault = fault or _impossible(row)
         if fault:
             raise CheckpointError(f"{path}: of {name}, {fault}. Repair it, or start anew.")
+
+
+def _kinds(row: dict[str, Any]) -> dict[str, Any]:
+    """What the row of a task must hold."""
+    task = "segmentation" if "miou" in row else "classification"
+    return {**dict.fromkeys(tables.METRICS[task].keys() - OPTIONAL, float), **ROW}
 
 
 def _impossible(row: dict[str, Any]) -> str:
@@ -180,7 +195,7 @@ def _impossible(row: dict[str, Any]) -> str:
         return "similarity is empty"
     if not 0 < row["images"] < 10**12:
         return f"images cannot be {row['images']}"
-    for metric in tables.METRICS.keys() - {"loss", "similarity"}:  # a loss may overflow
+    for metric in tables.metrics_of([row]).keys() - {"loss", *tables.LAST_BLOCK}:  # a loss may overflow
         if not abs(row[metric]) <= 100:
             return f"{metric} cannot be {row[metric]}"
     for strength, figures in row["strengths"].items():

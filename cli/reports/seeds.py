@@ -18,7 +18,7 @@ from ..runtime.console import fold, width
 from . import tables, verdict
 from .intervals import paired
 from .results import REPORT, RESULTS
-from .tables import METRICS, figure
+from .tables import LAST_BLOCK, figure, header, metrics_of
 
 SAME = ("checkpoint", "data", "epochs")  # facts that runs must share to be compared
 
@@ -62,7 +62,7 @@ def _differences(pairs: Sequence[dict[str, Any]], method: str, comparisons: int)
             [figure(run["models"][method], metric) - figure(run["models"]["control"], metric) for run in pairs],
             comparisons,
         )
-        for metric in METRICS
+        for metric in metrics_of([pairs[0]["models"][method]])
     }
 
 
@@ -73,7 +73,7 @@ def _row(documents: Sequence[dict[str, Any]], key: str) -> dict[str, Any]:
         "new_head": not tables.is_trained(key) and bool(documents[0].get("new_head")),  # it has learned nothing yet
         "runs": len(runs),
     }
-    for metric in METRICS:
+    for metric in metrics_of(runs):
         values = [figure(run, metric) for run in runs]
         row[metric] = {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None, "values": values}
     return row
@@ -106,18 +106,22 @@ def _check(documents: list[dict[str, Any]]) -> None:
 
 def cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """Mean and standard deviation over the seeds, header first."""
-    rows = [tables.HEADER]
+    metrics = metrics_of(result["models"].values())
+    rows = [header(metrics)]
     for key, row in result["models"].items():
-        figures = [_spread(row[metric], digits) for metric, (_, digits) in METRICS.items()]
-        if row["new_head"]:
-            figures[:3] = ["new head"] * 3
+        figures = [
+            "new head" if row["new_head"] and metric not in LAST_BLOCK else _spread(row.get(metric), digits)
+            for metric, (_, digits) in metrics.items()
+        ]
         name = tables.label(key)
         name = name if row["runs"] == len(result["seeds"]) else f"{name} ({row['runs']})"
         rows.append((name, tables.strength_cell(row["strengths"]), *figures))
     return rows
 
 
-def _spread(figure: dict[str, Any], digits: int) -> str:
+def _spread(figure: dict[str, Any] | None, digits: int) -> str:
+    if figure is None:
+        return "-"
     mean = f"{figure['mean']:.{digits}f}"
     return mean if figure["sd"] is None else f"{mean} ± {figure['sd']:.{digits}f}"
 
@@ -153,8 +157,9 @@ def readme(result: dict[str, Any], title: str = "NeuTRENO adaptation, several se
 def _difference_cells(result: dict[str, Any]) -> list[list[str]]:
     rows = [["difference", *(f"seed {seed}" for seed in result["difference_seeds"]), "mean", "95 % interval"]]
     for method, by_metric in result["differences"].items():
+        metrics = metrics_of([by_metric])
         for metric, found in by_metric.items():
-            name, digits = METRICS[metric]
+            name, digits = metrics[metric]
             figures = [f"{value:+.{digits}f}" for value in (*found["values"], found["mean"])]
             interval = f"{found['low']:+.{digits}f} to {found['high']:+.{digits}f}"
             rows.append([f"{method}, {name}", *figures, interval])

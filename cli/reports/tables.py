@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-METRICS = {"top1": ("top-1", 2), "top5": ("top-5", 2), "loss": ("loss", 4), "similarity": ("similarity", 4)}
-HEADER = ("model", "strength", *(name for name, _ in METRICS.values()))
+# task -> key of a figure -> what it is called, and its digits; the first is the main one, those of a head come first
+METRICS = {
+    "classification": {
+        "top1": ("top-1", 2), "top5": ("top-5", 2), "loss": ("loss", 4), "similarity": ("similarity", 4),
+    },
+    "segmentation": {
+        "miou": ("mIoU", 2), "miou_multi_scale": ("mIoU, multi scale", 2), "pixel_accuracy": ("pixel accuracy", 2),
+        "loss": ("loss", 4), "similarity": ("similarity", 4), "decoder_similarity": ("in decoder", 4),
+    },
+}  # fmt: skip
+LAST_BLOCK = ("similarity", "decoder_similarity")  # a list by block, of which a table shows the last
 CHECKPOINT, START, EMA = "checkpoint", "/start", "/ema"  # the row of the checkpoint; after an arm's name: other weights
 
 Cells = Sequence[Sequence[str]]
@@ -32,7 +42,8 @@ def count(number: float, word: str) -> str:
 
 def in_words(found: Mapping[str, Any], new_head: bool) -> str:
     """A model's figures in a line."""
-    accuracy = "a new head has no accuracy yet" if new_head else f"{found['top1']:.2f} % top-1"
+    key, name = main_metric(found)
+    accuracy = "a new head has no accuracy yet" if new_head else f"{found[key]:.2f} % {name}"
     return f"{accuracy} on {count(found['images'], 'image')}, token similarity {figure(found, 'similarity'):.3f}"
 
 
@@ -52,19 +63,46 @@ def strength_cell(strengths: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def figure(row: Mapping[str, Any], metric: str) -> float:
-    """One number of a row; of the similarity, the last block's."""
-    return row[metric][-1] if metric == "similarity" else row[metric]
+    """One number of a row; of the similarity, the last block's. NaN where it was not measured."""
+    return row[metric][-1] if metric in LAST_BLOCK else row.get(metric, math.nan)
+
+
+def metrics_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, int]]:
+    """The figures that rows of one task have, with their names and digits."""
+    rows = list(rows)
+    known = next(known for known in METRICS.values() if next(iter(known)) in rows[0])
+    return {key: words for key, words in known.items() if any(key in row for row in rows)}
+
+
+def main_metric(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The key of the figure that a row's task is about, and what it is called."""
+    return next((key, words[0]) for key, words in metrics_of([row]).items())
+
+
+def header(metrics: Mapping[str, tuple[str, int]]) -> tuple[str, ...]:
+    return ("model", "strength", *(name for name, _ in metrics.values()))
 
 
 def cells(models: Mapping[str, Mapping[str, Any]], new_head: bool) -> list[tuple[str, ...]]:
     """The rows of a run, header first. A head that was initialised anew has learned nothing: its accuracy is hidden."""
-    return [HEADER, *(row(label(key), found, new_head and not is_trained(key)) for key, found in models.items())]
+    metrics = metrics_of(models.values())
+    rows = (row(label(key), found, metrics, new_head and not is_trained(key)) for key, found in models.items())
+    return [header(metrics), *rows]
 
 
-def row(name: str, found: Mapping[str, Any], hidden: bool = False) -> tuple[str, ...]:
-    """The cells of a model's figures."""
-    figures = [f"{figure(found, metric):.{digits}f}" for metric, (_, digits) in METRICS.items()]
-    return (name, strength_cell(found["strengths"]), *(["new head"] * 3 + figures[3:] if hidden else figures))
+def row(
+    name: str, found: Mapping[str, Any], metrics: Mapping[str, tuple[str, int]], hidden: bool = False
+) -> tuple[str, ...]:
+    """The cells of a model's figures; `hidden` are those of a head that has learned nothing."""
+    figures = [
+        "new head" if hidden and metric not in LAST_BLOCK else number(figure(found, metric), digits)
+        for metric, (_, digits) in metrics.items()
+    ]
+    return (name, strength_cell(found["strengths"]), *figures)
+
+
+def number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def plain(rows: Cells, columns: int | None = None) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .intervals import EXACT, contains_zero, z_quantile
-from .tables import CHECKPOINT, count
+from .tables import CHECKPOINT, count, main_metric
 
 CONTROL = "control"
 BETTER, OPEN, WORSE = "better", "no difference shown", "worse"
@@ -47,8 +47,9 @@ def _word(low: float, high: float) -> str:
 def _no_control(method: str, models: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Only a control can tell a method's part from that of fine-tuning."""
     row = models[method]
+    key, name = main_metric(row)
     return [
-        f"{OPEN.capitalize()}: {ALONE}. {method} has {row['top1']:.2f} % top-1 on {count(row['images'], 'image')} with "
+        f"{OPEN.capitalize()}: {ALONE}. {method} has {row[key]:.2f} % {name} on {count(row['images'], 'image')} with "
         "one seed, which says nothing for or against it. Run it again without --no-control.",
         _similarity(method, row, models[CHECKPOINT], "the checkpoint as it came", 1)
         + " That, too, may be fine-tuning alone.",
@@ -69,8 +70,13 @@ def _interval_over_images(
     """Of the difference of two proportions, as if each had its own images: cautious, since both saw the same.
 
     One image more is counted right and one wrong in each (Agresti and Caffo, 2000): else the interval would shrink to
-    nothing at 100 %.
+    nothing at 100 %. For mIoU the spread over images is that of what each adds to it in both (timm_neutreno/miou.py).
     """
+    if "miou" in row:
+        pairs = zip(row["miou_by_image"], control["miou_by_image"], strict=True)
+        difference = row["miou"] - control["miou"]
+        noise = z_quantile(comparisons) * math.sqrt(sum((a - b) ** 2 for a, b in pairs))
+        return difference - noise, difference + noise
     images = row["images"]
     p = ((row["top1"] + control["top1"]) / 100 * images + 2) / (2 * images + 4)
     noise = z_quantile(comparisons) * 100 * math.sqrt(2 * p * (1 - p) / images)
@@ -80,14 +86,16 @@ def _interval_over_images(
 
 def _accuracy(method: str, row: Mapping[str, Any], control: Mapping[str, Any], comparisons: int) -> str:
     low, high = _interval_over_images(row, control, comparisons)
-    difference, images = row["top1"] - control["top1"], count(row["images"], "image")
+    key, name = main_metric(row)
+    difference, images = row[key] - control[key], count(row["images"], "image")
     differing = round(abs(difference) * row["images"] / 100)
+    of_images = f" ({count(differing, 'image')})" if key == "top1" else ""
     told = (
-        f"{method} has {row['top1']:.2f} % top-1, the control {control['top1']:.2f} %: {difference:+.2f} points "
-        f"({count(differing, 'image')}), 95 % interval {low:+.2f} to {high:+.2f}, on {images} with one seed"
+        f"{method} has {row[key]:.2f} % {name}, the control {control[key]:.2f} %: {difference:+.2f} points{of_images}, "
+        f"95 % interval {low:+.2f} to {high:+.2f}, on {images} with one seed"
     )
-    if differing == 0:
-        told = f"{method} and the control are equal at {row['top1']:.2f} % top-1, on {images} with one seed"
+    if (differing if key == "top1" else abs(difference) > EXACT) == 0:
+        told = f"{method} and the control are equal at {row[key]:.2f} % {name}, on {images} with one seed"
     return (
         f"{_word(low, high).capitalize()}: {told}. So many images can show a difference of "
         f"{(high - low) / 2:.2f} points or more."
@@ -115,7 +123,7 @@ def of_seeds(
         ]
     sentences = []
     for method, by_metric in differences.items():
-        sentences.append(_seeds_accuracy(method, by_metric["top1"], pairs, images))
+        sentences.append(_seeds_accuracy(method, by_metric, pairs, images))
         sentences.append(_seeds_similarity(method, by_metric["similarity"], pairs))
     return [
         *sentences,
@@ -127,25 +135,30 @@ def of_seeds(
 
 def outcomes_of_seeds(differences: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> dict[str, str]:
     """The word for each method."""
-    return {method: _seeds_word(differences[method]["top1"]) if differences else OPEN for method in methods}
+    return {
+        method: _seeds_word(differences[method][main_metric(differences[method])[0]]) if differences else OPEN
+        for method in methods
+    }
 
 
-def _seeds_word(top1: Mapping[str, Any]) -> str:
+def _seeds_word(main: Mapping[str, Any]) -> str:
     """Accuracies are multiples of one image: few seeds may agree to the last by accident, which is no interval."""
-    return OPEN if top1["sd"] < EXACT else _word(top1["low"], top1["high"])
+    return OPEN if main["sd"] < EXACT else _word(main["low"], main["high"])
 
 
-def _seeds_accuracy(method: str, top1: Mapping[str, Any], seeds: int, images: int) -> str:
+def _seeds_accuracy(method: str, by_metric: Mapping[str, Mapping[str, Any]], seeds: int, images: int) -> str:
+    key, name = main_metric(by_metric)
+    top1 = by_metric[key]
     word, where = _seeds_word(top1).capitalize(), f"{count(seeds, 'seed')} on {count(images, 'image')}"
     if max(abs(value) for value in top1["values"]) < EXACT:
         return f"{word}: {method} and the control are equal in every one of {where}."
     if top1["sd"] < EXACT:
         return (
-            f"{word}: {method} differs from the control by {top1['mean']:+.2f} points of top-1 in every one of "
+            f"{word}: {method} differs from the control by {top1['mean']:+.2f} points of {name} in every one of "
             f"{where}. The same number of images each time (one is {100 / images:.2f} points) gives no interval."
         )
     return (
-        f"{word}: {method} against the control: {top1['mean']:+.2f} points of top-1, 95 % interval {top1['low']:+.2f} "
+        f"{word}: {method} against the control: {top1['mean']:+.2f} points of {name}, 95 % interval {top1['low']:+.2f} "
         f"to {top1['high']:+.2f}, mean of {where}; better in {sum(value > EXACT for value in top1['values'])} of them. "
         f"Seeds that scatter as much can show a difference of {(top1['high'] - top1['low']) / 2:.2f} points or more."
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from timm.data import resolve_model_data_config
+from timm.models._input import get_model_input_config
 from timm.task import (
     ClassificationEvaluator,
     ClassificationTask,
@@ -13,11 +15,38 @@ from timm.task import (
     TokenDistillationTask,
     TrainingTask,
 )
+from timm.utils import random_seed
 from torch import Tensor, nn
 
 from ..config import Config
 
 MAIN = "top1"  # what decides which epoch is the best; larger is better
+PREFIX = ""  # where a checkpoint's own parameters are in the model
+
+
+def build(build_vit: Callable[..., nn.Module], source: Any, datasets: Any, config: Config) -> nn.Module:
+    """The checkpoint's own model, with a new head where the classes are others; see `head_mismatch`."""
+    model: Any = build_vit(num_classes=datasets.num_classes, img_size=config.img_size, drop_path=config.drop_path)
+    mismatch = head_mismatch(source.num_classes, source.label_names, datasets.num_classes, datasets.class_names)
+    if mismatch and datasets.num_classes == source.num_classes:
+        random_seed(config.seed)
+        model.reset_classifier(datasets.num_classes)
+    return model
+
+
+def part(model: nn.Module, name: str) -> nn.Module:
+    """Where a method acts: everywhere."""
+    return model
+
+
+def watched(model: nn.Module) -> dict[str, nn.Module]:
+    """Whose tokens are compared, by the beginning of the figures' names."""
+    return {"": model}
+
+
+def data_config(model: Any) -> dict[str, Any]:
+    """How images are prepared for the model."""
+    return {**resolve_model_data_config(model), "input_size": get_model_input_config(model)["input_size"]}
 
 
 def training_task(model: nn.Module, teacher: nn.Module | None, config: Config, device: torch.device) -> TrainingTask:
@@ -37,6 +66,11 @@ def training_task(model: nn.Module, teacher: nn.Module | None, config: Config, d
     return LogitDistillationTask(model, teacher, **weights)
 
 
+def batch_figures(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """(1, 4): `batch_sums` of one batch."""
+    return batch_sums(model(images), target)[None]
+
+
 def batch_sums(output: Tensor, target: Tensor) -> Tensor:
     """(4,) of one batch: summed cross-entropy, images, right ones among the first and among the first five classes."""
     evaluator = ClassificationEvaluator(output.device)
@@ -44,9 +78,9 @@ def batch_sums(output: Tensor, target: Tensor) -> Tensor:
     return torch.cat([evaluator.loss_sum.reshape(1), evaluator.counts.to(evaluator.loss_sum.dtype)])
 
 
-def metrics(sums: Tensor) -> dict[str, Any]:
-    """From `batch_sums`, summed over all batches: the number of images, top-1 and top-5 in percent, the mean loss."""
-    loss, count, top1, top5 = sums.tolist()
+def metrics(rows: Tensor, final: bool = False) -> dict[str, Any]:
+    """From the rows of all batches: the number of images, top-1 and top-5 in percent, the mean loss."""
+    loss, count, top1, top5 = rows.sum(0).tolist()
     count = max(int(count), 1)
     return {"images": count, "top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count}
 

@@ -197,7 +197,7 @@ def two_values(name: str) -> tuple[object, object]:
     kind = next(kind for kind in (get_args(kind) or [kind]) if kind is not type(None))
     if OPTIONS[name].choices:
         others = [choice for choice in OPTIONS[name].choices if choice != default]
-        return default or others[1], others[0]
+        return ([others[1]], [others[0]]) if isinstance(default, list) else (default or others[1], others[0])
     if name == "recipe":
         return "finetune", "deit"
     if isinstance(default, list | dict):
@@ -264,7 +264,8 @@ def test_help_names_every_method_and_recipe():
     from timm_neutreno import METHODS
 
     assert all(name in OPTIONS["method"].help for name in METHODS)
-    assert all(name in OPTIONS["recipe"].help for name in settings.RECIPES)
+    assert all(name in OPTIONS["recipe"].help for recipes in settings.RECIPES.values() for name in recipes)
+    assert set(settings.RECIPES) == set(settings.TASKS)
 
 
 def test_two_values_of_one_option_are_refused():

@@ -15,3 +15,14 @@ def demo_data_directory() -> Path:
     from .digits import write_digits
 
     return write_digits()
+
+
+def demo_segmentation_directory() -> Path:
+    """The digits on canvases, as images/ and annotations/ with train/ and val/, written to the cache on first use.
+
+    Raises:
+        ModuleNotFoundError: If scikit-learn is missing; the message says how to get it.
+    """
+    from .canvases import write_canvases
+
+    return write_canvases()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 SIZE = 32  # pixels: 8x8 upscaled
@@ -15,8 +16,8 @@ IMAGES, VAL_IMAGES = 1797, 397
 SPLIT_SEED = 0
 
 
-def default_directory() -> Path:
-    """Where the digits are kept between runs: $XDG_CACHE_HOME or ~/.cache; a temporary place if not writable."""
+def default_directory(name: str = "digits-32-v1") -> Path:
+    """Where such data are kept between runs: $XDG_CACHE_HOME or ~/.cache; a temporary place if not writable."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timm_neutreno"
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -24,7 +25,7 @@ def default_directory() -> Path:
         cache = Path(tempfile.gettempdir()) / f"timm_neutreno-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
     if cache.is_dir() and not os.access(cache, os.W_OK):
         cache = Path(tempfile.mkdtemp(prefix="timm_neutreno-"))
-    return cache / "digits-32-v1"
+    return cache / name
 
 
 def write_digits(directory: str | os.PathLike[str] | None = None) -> Path:
@@ -48,11 +49,17 @@ def write_digits(directory: str | os.PathLike[str] | None = None) -> Path:
         if count != IMAGES:
             raise RuntimeError(f"{directory} should hold the {IMAGES} digits and holds {count} images: remove it.")
         return directory
-    images, labels, in_val = _load_split()
+    images, labels, in_val = load_split()
+    write_whole(directory, lambda root: _write_images(root, images, labels, in_val))
+    return directory
+
+
+def write_whole(directory: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder that is there when it is complete."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}-"))
     try:
-        _write_images(unfinished, images, labels, in_val)
+        write(unfinished)
         unfinished.chmod(0o755)
         os.rename(unfinished, directory)
     except OSError:
@@ -60,10 +67,10 @@ def write_digits(directory: str | os.PathLike[str] | None = None) -> Path:
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return directory
 
 
-def _load_split():
+def load_split():
+    """(images (n, 8, 8) of 0 to 16, labels, indices of those in val); errors as of `write_digits`."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split

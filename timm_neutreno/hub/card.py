@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -29,6 +30,7 @@ RECIPE = (  # of args.yaml: what one must know to do it again
     "clip_grad", "repeated_aug", "ema_decay", "trainable", "fidelity_warmup", "seed", "device", "amp", "limit_batches",
 )  # fmt: skip
 FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
+Describe = Callable[[str, dict[str, Any], dict[str, Any] | None, str | None], tuple[dict[str, Any], dict[str, str]]]
 LOCAL = re.compile(r"(?!(hf-hub:|hf_hub:|torch/|hfds/|hfids/|wds/|tfds/)).*[/\\]", re.IGNORECASE)
 
 
@@ -39,6 +41,7 @@ def render(
     arguments: dict[str, Any] | None = None,
     license: str | None = None,
     old: str | None = None,
+    describe: Describe | None = None,
 ) -> str:
     """The text of README.md.
 
@@ -49,16 +52,15 @@ def render(
         arguments: A run's args.yaml; without it the card has no recipe.
         license: The base model's, as timm calls it.
         old: The README.md that is there. Its text outside our marks, and metadata that we do not write, stay.
+        describe: Of (repo_id, config, results, license): metadata, and sections by key; None for a classifier's.
 
     Raises:
         ValueError: If the metadata in `old` is not YAML.
     """
     metadata, body = _split(old or "")
-    metadata = _merged(metadata, _metadata(repo_id, config, results, license))
+    new, sections = (describe or classifier)(repo_id, config, results, license)
+    metadata = _merged(metadata, new)
     name = repo_id.rpartition("/")[2]
-    sections = {"usage": _usage(repo_id), "model": _model(config, results, license)}
-    if results:
-        sections["results"] = _results(results)
     if arguments:
         sections["recipe"] = _recipe(arguments)
     sections["citation"] = f"## Citation\n\n```bibtex\n{BIBTEX}\n```"
@@ -67,6 +69,16 @@ def render(
     for key, text in sections.items():
         body = _put(body, key, text)
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n{body.lstrip()}"
+
+
+def classifier(
+    repo_id: str, config: dict[str, Any], results: dict[str, Any] | None, license: str | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Metadata and sections of a classification model's card."""
+    sections = {"usage": _usage(repo_id), "model": _model(config, results, license)}
+    if results:
+        sections["results"] = result_section(results, "Accuracy in percent.")
+    return _metadata(repo_id, config, results, license), sections
 
 
 def _marks(key: str) -> tuple[str, str]:
@@ -112,6 +124,24 @@ def _metadata(
     repo_id: str, config: dict[str, Any], results: dict[str, Any] | None, license: str | None
 ) -> dict[str, Any]:
     data: dict[str, Any] = {"library_name": "timm", "pipeline_tag": "image-classification", "tags": TAGS}
+    metrics = {"top1": ("accuracy", "top-1 accuracy, percent"), "top5": ("accuracy", "top-5 accuracy, percent")}
+    return metadata_of(data, repo_id, results, license, metrics)
+
+
+def metadata_of(
+    data: dict[str, Any], repo_id: str, results: dict[str, Any] | None, license: str | None,
+    metrics: dict[str, tuple[str, str]],
+) -> dict[str, Any]:  # fmt: skip
+    """The metadata of a card: `data` with licence, base model, data set and figures.
+
+    Args:
+        data: Library, pipeline_tag and tags.
+        repo_id: OWNER/NAME.
+        results: A run's results.json.
+        license: The base model's.
+        metrics: Key of a row in results.json -> the Hub's type of metric, and its name.
+    """
+    data = dict(data)
     if license:
         known = license.lower() in HUB_LICENSES
         data |= {"license": license.lower()} if known else {"license": "other", "license_name": license.lower()}
@@ -124,14 +154,15 @@ def _metadata(
     adapted = results["models"][results["main"]]
     evaluated = [
         EvalResult(
-            task_type="image-classification", dataset_type=dataset or _slug(shown(results["data"])),
-            dataset_name=shown(results["data"]), dataset_split="val", metric_type="accuracy", metric_name=name,
+            task_type=data["pipeline_tag"], dataset_type=dataset or _slug(shown(results["data"])),
+            dataset_name=shown(results["data"]), dataset_split="val", metric_type=kind, metric_name=name,
             metric_value=adapted[key],
         )
-        for key, name in (("top1", "top-1 accuracy, percent"), ("top5", "top-5 accuracy, percent"))
+        for key, (kind, name) in metrics.items() if key in adapted
     ]  # fmt: skip
     index = eval_results_to_model_index(repo_id.rpartition("/")[2], evaluated)
-    return {**ModelCardData(**data, metrics=["accuracy"]).to_dict(), "model-index": index}
+    kinds = list(dict.fromkeys(kind for kind, _ in metrics.values()))
+    return {**ModelCardData(**data, metrics=kinds).to_dict(), "model-index": index}
 
 
 def _hub_dataset(label: str) -> str | None:
@@ -183,20 +214,33 @@ processor = AutoImageProcessor.from_pretrained("{repo_id}")
 
 
 def _model(config: dict[str, Any], results: dict[str, Any] | None, license: str | None) -> str:
-    arguments = config.get("model_args", {})
-    names = split(arguments.get("method", "neutreno"))
     lines = [
         "## Model",
         "",
         "A Vision Transformer with other attention than softmax alone. With Y = A v, A = softmax(q k^T / sqrt(d)):",
         "",
-        *(f"- `{name}`: {str(METHODS[name].apply.__doc__).splitlines()[0]}" for name in names),
-        *(f"- {strength}: {_strength(arguments, strength)}" for name in names for strength in METHODS[name].strengths),
-        *([f"- Acting in blocks: {arguments['layers']}"] if arguments.get("layers") else []),
+        *method_lines(config.get("model_args", {})),
         f"- Architecture: `{config['architecture']}`",
         f"- Input: {' x '.join(map(str, config['pretrained_cfg'].get('input_size', ())))}",
         f"- Classes: {config['num_classes']}",
+        *origin_lines(results, license),
     ]
+    return "\n".join(lines)
+
+
+def method_lines(arguments: dict[str, Any]) -> list[str]:
+    """What arguments of `patch` do to a model."""
+    names = split(arguments.get("method", "neutreno"))
+    return [
+        *(f"- `{name}`: {str(METHODS[name].apply.__doc__).splitlines()[0]}" for name in names),
+        *(f"- {strength}: {_strength(arguments, strength)}" for name in names for strength in METHODS[name].strengths),
+        *([f"- Acting in blocks: {arguments['layers']}"] if arguments.get("layers") else []),
+    ]
+
+
+def origin_lines(results: dict[str, Any] | None, license: str | None) -> list[str]:
+    """What it was adapted from, and the licence."""
+    lines = []
     if results:
         base = results.get("base_model")
         link = f"[{base}](https://huggingface.co/{base})"
@@ -204,7 +248,7 @@ def _model(config: dict[str, Any], results: dict[str, Any] | None, license: str 
     lines.append(
         f"- Licence: {escaped(license)}, the base model's" if license else "- Licence: the base model's, not known here"
     )
-    return "\n".join(lines)
+    return lines
 
 
 def _strength(arguments: dict[str, Any], name: str) -> str:
@@ -214,7 +258,8 @@ def _strength(arguments: dict[str, Any], name: str) -> str:
     return f"{arguments.get(name, METHODS[STRENGTHS[name]].strengths[name])}"
 
 
-def _results(results: dict[str, Any]) -> str:
+def result_section(results: dict[str, Any], units: str) -> str:
+    """The table and the sentences of a run."""
     header, *rows = results["table"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
@@ -223,8 +268,8 @@ def _results(results: dict[str, Any]) -> str:
         [
             "## Results",
             "",
-            f"Data: {escaped(shown(results['data']))}, {images} val images, the same for every row. Accuracy in "
-            "percent. Similarity is the mean cosine similarity between the tokens of an image after the last block.",
+            f"Data: {escaped(shown(results['data']))}, {images} val images, the same for every row. {units} "
+            "Similarity is the mean cosine similarity between the tokens of an image after the last block.",
             "",
             *lines,
             "",

@@ -14,12 +14,12 @@ from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from . import card, client
+from . import card, client, segmentation_card
 from .errors import PushError
 from .save import save_pretrained
 
-PLOT = "similarity.png"
-SENT = ("model.safetensors", "config.json", PLOT)  # args.yaml and results.json stay: they hold paths of this machine
+PLOTS = ("similarity.png", "examples.png")
+SENT = ("model.safetensors", "config.json", *PLOTS)  # args.yaml and results.json stay: they hold paths of this machine
 
 
 def push_to_hub(
@@ -85,7 +85,9 @@ def preview(directory: str | os.PathLike[str], repo_id: str) -> tuple[str, list[
         PushError: If the card cannot be written.
     """
     contents = _contents(Path(directory))
-    license = contents.results["license"] if contents.results else contents.config["pretrained_cfg"].get("license")
+    license = (
+        contents.results["license"] if contents.results else contents.config.get("pretrained_cfg", {}).get("license")
+    )
     return _card(contents, repo_id, license, None), list(contents.files.values())
 
 
@@ -107,13 +109,14 @@ def _contents(directory: Path) -> _Contents:
         results = _read(directory / "results.json", json.loads)
         if (directory / "args.yaml").is_file():
             arguments = _read(directory / "args.yaml", yaml.safe_load)
-    files = {name: directory / name for name in SENT if (results or name != PLOT) and (directory / name).is_file()}
+    files = {name: directory / name for name in SENT if (results or name not in PLOTS) and (directory / name).is_file()}
     return _Contents(config, results, arguments, files)
 
 
 def _card(contents: _Contents, repo_id: str, license: str | None, old: str | None) -> str:
+    describe = segmentation_card.segmenter if contents.config["architecture"].endswith("segmenter") else card.classifier
     try:
-        return card.render(repo_id, contents.config, contents.results, contents.arguments, license, old)
+        return card.render(repo_id, contents.config, contents.results, contents.arguments, license, old, describe)
     except ValueError as error:
         raise PushError(f"{repo_id}: {error}") from error
 
@@ -146,7 +149,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
 
 def _license(config: dict[str, Any], results: dict[str, Any] | None) -> str | None:
     """The base model's; asked of the Hub where the base is there and its config.json does not say."""
-    license = results["license"] if results else config["pretrained_cfg"].get("license")
+    license = results["license"] if results else config.get("pretrained_cfg", {}).get("license")
     if not license and results and results.get("base_model"):
         try:
             data = HfApi().model_info(results["base_model"]).card_data

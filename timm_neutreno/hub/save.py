@@ -112,6 +112,15 @@ def _model_arguments(model: Any) -> dict[str, Any]:
         raise ValueError(
             f"Cannot save {type(model).__name__}: it wraps a model (features_only); timm saves only the model itself."
         )
+    return patch_arguments(model)
+
+
+def patch_arguments(model: Any) -> dict[str, Any]:
+    """The arguments of `patch` that give a patched module its methods again, with the strengths that it has now.
+
+    Raises:
+        ValueError: If its layers have different constant strengths.
+    """
     recorded = model._model_args
     arguments = {key: recorded[key] for key in METHOD_ARGUMENTS if key in recorded}
     for name in STRENGTHS:

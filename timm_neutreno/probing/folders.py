@@ -58,7 +58,7 @@ def open_folder(
     if not path.is_dir():
         raise DataError(f"{path} is not a folder; give a folder of images.")
     if (path / "images").is_dir():
-        task, parts = "segmentation", _segmentation_parts(path)
+        task, parts = "segmentation", segmentation_parts(path)
         classes: list[str] = []
     else:
         task = "classification"
@@ -86,7 +86,12 @@ def _images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
-def _segmentation_parts(path: Path) -> dict[str, list[Sample]]:
+def segmentation_parts(path: Path) -> dict[str, list[Sample]]:
+    """The images of every part, each with the file of its mask.
+
+    Raises:
+        DataError: If masks are missing.
+    """
     if not (path / "annotations").is_dir():
         raise DataError(f"{path} has images/ but no annotations/: put the masks there, named like the images.")
     parts: dict[str, list[Sample]] = {}

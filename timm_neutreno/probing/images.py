@@ -16,7 +16,7 @@ from ..pictures import UnreadableImage, read_rgb
 from .errors import DataError
 from .features import find_vit
 from .folders import PARTS, Folder, spread
-from .masks import read_mask
+from .masks import read_classes
 from .measure import Splits
 from .segmentation import VOID
 
@@ -33,11 +33,7 @@ class Images(Dataset):
 
     def __init__(self, folder: Folder, part: str, transform: Any, ignore_label: int | None = None):
         self.samples, self.transform, self.segmentation = folder.samples[part], transform, folder.task == "segmentation"
-        self.ignore_label = ignore_label
-        highest = 1 + max(int(label) for label in folder.classes) if self.segmentation else 0
-        self.index = np.full(highest, VOID)  # label -> class index
-        if self.segmentation:
-            self.index[[int(label) for label in folder.classes]] = range(len(folder.classes))
+        self.ignore_label, self.labels = ignore_label, folder.classes
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -52,19 +48,7 @@ class Images(Dataset):
 
     def mask(self, path: Path, image: Image.Image, image_path: Path) -> Tensor:
         """(H, W) class indices, VOID where the label does not count."""
-        labels = read_mask(path)
-        if labels.shape != (image.height, image.width):
-            raise DataError(
-                f"the mask {path} has {labels.shape[1]} x {labels.shape[0]} pixels and its image {image_path} "
-                f"{image.width} x {image.height}."
-            )
-        void = labels == self.ignore_label
-        if (bad := labels[~void]).size and bad.max() >= len(self.index):
-            raise DataError(
-                f"the mask {path} has the label {bad.max()}, beyond the {len(self.index)} labels that are known (0 to "
-                f"{len(self.index) - 1}); say which label does not count, or how many there are."
-            )
-        return torch.from_numpy(np.where(void, VOID, self.index[np.where(void, 0, labels)]))
+        return torch.from_numpy(read_classes(path, image_path, image.size, self.labels, self.ignore_label, VOID))
 
 
 def loaders(

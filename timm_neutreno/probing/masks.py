@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +29,60 @@ def read_mask(path: Path) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def find_labels(masks: Iterable[Path], ignore_label: int | None, num_labels: int | None) -> list[str]:
+def find_labels(masks: Iterable[Path], ignore_label: int | Collection[int] | None, num_labels: int | None) -> list[str]:
     """The labels that are classes.
 
     Args:
         masks: Files to look at, if `num_labels` is None.
-        ignore_label: The one that does not count.
+        ignore_label: The one that does not count, or several.
         num_labels: Labels are 0 to num_labels - 1.
     """
+    ignored = several(ignore_label)
     if num_labels is None:
         read = map(read_mask, masks)
-        num_labels = 1 + max(int(mask.max(initial=0, where=mask != ignore_label)) for mask in read)
-    return [str(label) for label in range(num_labels) if label != ignore_label]
+        num_labels = 1 + max(int(mask.max(initial=0, where=~np.isin(mask, ignored))) for mask in read)
+    return [str(label) for label in range(num_labels) if label not in ignored]
+
+
+def several(labels: int | Collection[int] | None) -> list[int]:
+    """One label, several or none as a list."""
+    return [] if labels is None else [labels] if isinstance(labels, int) else list(labels)
+
+
+def read_classes(
+    path: Path,
+    image: Path,
+    size: tuple[int, int],
+    labels: Sequence[str],
+    ignore_label: int | Collection[int] | None,
+    void: int,
+) -> np.ndarray:
+    """(H, W) class indices, `void` where the label does not count.
+
+    Args:
+        path: Of the mask.
+        image: Of its image.
+        size: Width and height of that.
+        labels: Those that are classes, by index, as `find_labels` gives them.
+        ignore_label: The label that does not count, or several.
+        void: What stands for them in the result.
+
+    Raises:
+        DataError: If the mask cannot be read, has another size than its image, or a label that is not known.
+    """
+    mask = read_mask(path)
+    if mask.shape[::-1] != size:
+        raise DataError(
+            f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels and its image {image} {size[0]} x {size[1]}."
+        )
+    known = [int(label) for label in labels]
+    index = np.full(1 + max(known), void)
+    index[known] = range(len(known))
+    ignored = np.isin(mask, several(ignore_label))
+    if (bad := mask[~ignored]).size and (bad.max() >= len(index) or bad.min() < 0):
+        label = bad.max() if bad.max() >= len(index) else bad.min()
+        raise DataError(
+            f"the mask {path} has the label {label}, beyond the {len(index)} labels that are known (0 to "
+            f"{len(index) - 1}); say which label does not count, or how many there are."
+        )
+    return np.where(ignored, void, index[np.where(ignored, 0, mask)])

@@ -4,9 +4,7 @@ Each patch is a row; its target is the share of every class among its pixels, vo
 labelled pixel is no row. Scores of the patches are upsampled bilinearly to the mask (align_corners=False), the best
 class wins, void pixels do not count.
 
-Counts per image: of every class the pixels that are hit, predicted, labelled: all that mIoU needs of the confusion
-matrix. mIoU is that of the summed counts, over the data set and not per image, over classes that occur in mask or
-prediction.
+Counts per image and mIoU are those of miou.py.
 
 Shapes: B images, C channels, K classes, L candidates, (h, w) the patch grid, (H, W) a mask.
 """
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from .. import miou
 from .errors import DataError
 from .features import Tokens
 
@@ -93,14 +92,9 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _count(scores: Tensor, mask: Tensor, classes: int) -> Tensor:
     full = upsample(scores.float(), (mask.shape[0], mask.shape[1]))
-    labelled = mask != VOID
-    best = full.max(0).indices[labelled]  # not argmax, which takes ten times as long here
-    confusion = torch.bincount(mask[labelled] * classes + best, minlength=classes**2).view(classes, classes)
-    return torch.cat([confusion.diagonal(), confusion.sum(0), confusion.sum(1)]).double()
+    return miou.count(full.max(0).indices, mask, classes, VOID)  # not argmax, which takes ten times as long here
 
 
 def score(counts: Tensor) -> Tensor:
     """mIoU in per cent from summed counts (..., 3 K)."""
-    hit, predicted, labelled = counts.unflatten(-1, (3, -1)).unbind(-2)
-    union = predicted + labelled - hit
-    return 100 * (hit / union.clamp(min=1)).sum(-1) / (union > 0).sum(-1).clamp(min=1)
+    return miou.miou(counts)

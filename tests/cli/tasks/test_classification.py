@@ -17,7 +17,7 @@ def test_figures_of_several_batches_are_those_of_all_images():
     sums = sum(
         classification.batch_sums(part, labels) for part, labels in zip(output.split(7), target.split(7), strict=True)
     )
-    found = classification.metrics(sums.double())
+    found = classification.metrics(sums.double()[None])
     ranks = (output > output.gather(1, target[:, None])).sum(1)
     assert found["images"] == 30
     assert found["top1"] == pytest.approx(100 * (ranks < 1).double().mean().item())
