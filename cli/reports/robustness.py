@@ -45,13 +45,10 @@ def sentences(document: Mapping[str, Any]) -> list[str]:
     for method, groups in document["against_control"].items():
         for group, words in GROUPS.items():
             pair, means = groups[group], document["means"][group]
-            if pair["low"] > 0:
-                what = f"{method} won"
-            else:
-                what = f"{method} is worse" if pair["high"] < 0 else f"no difference shown for {method}"
+            word = "Better" if pair["low"] > 0 else "Worse" if pair["high"] < 0 else "No difference shown"
             found.append(
-                f"Robustness to {words}: {what}: {means[method]:.2f} % top-1 against {means['control']:.2f} of the "
-                f"control, {pair['difference']:+.2f} points, 95 % interval {pair['low']:+.2f} to {pair['high']:+.2f} "
+                f"{word} under {words}: {method} has {means[method]:.2f} % top-1, the control {means['control']:.2f} %: "
+                f"{pair['difference']:+.2f} points, 95 % interval {pair['low']:+.2f} to {pair['high']:+.2f} "
                 "(over images, widened for all comparisons)."
             )
     found.append(

@@ -108,7 +108,7 @@ def test_means_differences_and_sentences(found):
         assert pair["difference"] == pytest.approx(means["neutreno"] - means["control"])
         assert pair["low"] <= pair["difference"] <= pair["high"]
     assert len(found.verdict) == 2 + 3 + 1
-    assert "Robustness to PGD" in str(found)
+    assert " under PGD: " in str(found)
 
 
 def test_who_is_more_robust():
