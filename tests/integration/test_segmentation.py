@@ -1,4 +1,4 @@
-"""Runs of --task segmentation in real processes: killed and resumed, two processes as one, evaluated, pushed, refused."""
+"""Runs of --task segmentation: killed and resumed, two processes as one, evaluated, pushed, refused."""
 
 from __future__ import annotations
 
@@ -90,6 +90,16 @@ def test_evaluate_gives_the_figures_again(whole, called):
     assert "mIoU, multi scale" in called(neutreno_main, ["neutreno", "evaluate", folder])[0]
 
 
+def test_analyze_measures_both_parts(whole, small, called, tmp_path):
+    folder, document = whole
+    argv = ["neutreno", "analyze", folder / "arms" / "control", "--data", small[0] / "images" / "val", "--output",
+            tmp_path / "report", "--metrics", "block_similarity,spectra", "--json"]  # fmt: skip
+    found = json.loads(called(neutreno_main, argv)[0])
+    layers = {result["model"]: result["values"]["block_similarity"] for result in found["results"]}
+    assert {name: len(values) for name, values in layers.items()} == {"control, encoder": 3, "control, decoder": 2}
+    assert "control, decoder" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_evaluate_refuses_other_classes(whole, small, called, tmp_path):
     shutil.copytree(small[0], tmp_path / "data")
     path = tmp_path / "data" / "annotations" / "train" / "0.png"
@@ -150,7 +160,8 @@ def test_pushed_and_loaded_from_the_hub(whole, tmp_path, monkeypatch):
         assert done.returncode == 0, done.stderr
         load = (
             "import torch, sys; from timm_neutreno import Segmenter; torch.manual_seed(0); "
-            "model = Segmenter.from_pretrained('alice/segmenter'); torch.save(model(torch.ones(1, 3, 20, 30)), sys.argv[1])"
+            "model = Segmenter.from_pretrained('alice/segmenter'); "
+            "torch.save(model(torch.ones(1, 3, 20, 30)), sys.argv[1])"
         )
         done = subprocess.run(
             [sys.executable, "-c", load, str(tmp_path / "logits.pt")], capture_output=True, text=True,
