@@ -116,6 +116,7 @@ class Config:
     reduce_zero_label: bool = _option(False, "Label 0 does not count either, and label 1 is the first class, as in ADE20K.", PIXELS, **_MASKS)
     part: list[str] = _option([], "Where the methods act: both, encoder or decoder. Repeat the option to compare. (default: both)", PIXELS, choices=("both", "encoder", "decoder"), **_MASKS)
     decoder_depth: int = _option(2, "Number of blocks of the decoder.", PIXELS, range="[1, inf)", **_MASKS)
+    decoder_dropout: float = _option(0.1, "Dropout rate in the decoder: of its attention, projections and MLPs.", PIXELS, range="[0, 1)", **_MASKS)
     window_stride: int | None = _option(None, "Pixels from one window to the next in evaluation. (default: the window)", PIXELS, range="[1, inf)", **_MASKS)
     multi_scale: bool = _option(False, "Evaluate, at the end, at six scales and mirrored too.", PIXELS, **_MASKS)
     method: list[str] = _option([], "What to put into the attention: attnscale, gfsa, twicing, laplacian, xsa, neutreno, value_residual, kernel, symmetric or featscale. A + joins several in one model; repeat the option to compare several models. (default: neutreno, or the checkpoint's own)", METHOD)
@@ -234,7 +235,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         # the embedded digits on canvases of 64 pixels
         "digits": dict(
-            base_lr=1.6e-2, epochs=12, batch_size=32, img_size=64, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
+            base_lr=1.6e-2, epochs=10, batch_size=32, img_size=64, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
             label_smoothing=0.0, color_jitter=0.3, hflip=0.0, scale_min=0.8, scale_max=1.25,
         ),
     },

@@ -146,6 +146,9 @@ def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, de
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     models: Models = {}
     for text in texts:
+        if parts := _parts_of_segmenter(text):
+            models |= {label: model.to(device).eval() for label, model in parts.items()}
+            continue
         source = _source(text, arch, pretrained)
         for note in source.notes:
             print(f"{text}: {note}", file=sys.stderr)
@@ -159,6 +162,19 @@ def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, de
             raise UsageError(f"{text} is named twice; name every model once")
         models[label] = model.to(device).eval()
     return models
+
+
+def _parts_of_segmenter(text: str) -> Models:
+    """Encoder and decoder of a saved Segmenter, as two models; none if it is something else."""
+    from timm_neutreno.segmenter import DecoderInPlace
+
+    from ..engine.segmenter import is_segmenter, open_segmenter
+
+    folder = Path(text.removeprefix("local-dir:"))
+    if not is_segmenter(folder):
+        return {}
+    model, label = open_segmenter(text), folder.name or text
+    return {f"{label}, encoder": model.encoder, f"{label}, decoder": DecoderInPlace(model)}
 
 
 def _is_name(text: str) -> bool:

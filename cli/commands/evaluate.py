@@ -20,7 +20,10 @@ from .options import takes_config
 OUTPUT = "Folder for confusion.png, the tables and results.json. (default: runs/TIME-evaluate)"
 
 
-@takes_config("data", "data_dir", "val_split", "num_classes", "batch_size", "limit_batches", "workers", "device", "amp")
+@takes_config(
+    "task", "data", "data_dir", "val_split", "num_classes", "ignore_label", "reduce_zero_label", "window_stride",
+    "multi_scale", "batch_size", "limit_batches", "workers", "device", "amp",
+)  # fmt: skip
 def evaluate(
     config: Config,
     model: Annotated[str, typer.Argument(help="A run's folder (or a folder in it), or what adapt --checkpoint takes.")],

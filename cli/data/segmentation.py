@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from timm_neutreno.pictures import UnreadableImage, read_rgb
 from timm_neutreno.probing.errors import DataError as LibraryDataError
 from timm_neutreno.probing.folders import segmentation_parts
-from timm_neutreno.probing.masks import find_labels, read_classes
+from timm_neutreno.probing.masks import find_labels, read_mask, to_classes
 
 from ..config import Config
 from ..errors import DataError, one_line
@@ -70,14 +70,14 @@ class MaskedImages(Skipping):
                 f"cannot read the image {path}: {error}. Repair or remove it, or pass --skip-bad-images."
             ) from error
         try:
-            mask = read_classes(Path(mask_path), Path(path), pixels.size, self.labels, self.ignored, VOID)
+            return self.pair(pixels, read_mask(Path(mask_path)), mask_path, path)
         except LibraryDataError as error:
             raise DataError(one_line(error)) from error
-        return self.transformed(pixels, mask)
 
-    def transformed(self, pixels: Image.Image, mask: np.ndarray) -> Any:
-        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-        target = torch.from_numpy(mask)
+    def pair(self, pixels: Image.Image, mask: np.ndarray, mask_name: str, name: str) -> Any:
+        """An item of an image and its labels."""
+        classes = to_classes(mask, mask_name, name, pixels.size, self.labels, self.ignored, VOID)
+        image, target = torch.from_numpy(np.array(pixels)).permute(2, 0, 1), torch.from_numpy(classes)
         return self.transform(image, target) if self.transform else (image, target)
 
 
@@ -113,13 +113,17 @@ def ignored_labels(ignore_label: int | None, reduce_zero_label: bool) -> list[in
     return ([0] if reduce_zero_label else []) + ([] if ignore_label is None else [ignore_label])
 
 
+def number_of_labels(num_classes: int | None, ignored: list[int]) -> int | None:
+    """How many labels there are, from 0 on, with those that do not count among them; None if it is to be found out."""
+    return num_classes and num_classes + sum(label < num_classes for label in set(ignored))
+
+
 def _from_folder(path: Path, label: str, ignore_label: int | None, config: Config) -> Datasets:
     ignored = ignored_labels(ignore_label, config.reduce_zero_label)
     try:
         parts = segmentation_parts(path)
         train, val = _split(parts, config)
-        number = config.num_classes and config.num_classes + sum(label < config.num_classes for label in ignored)
-        labels = find_labels((mask for _, mask in train), ignored, number)
+        labels = find_labels((mask for _, mask in train), ignored, number_of_labels(config.num_classes, ignored))
     except LibraryDataError as error:
         raise DataError(one_line(error)) from error
     if len(labels) < 2:

@@ -38,7 +38,11 @@ def build(build_vit: Callable[..., nn.Module], source: Any, datasets: Any, confi
     encoder = build_vit(num_classes=0, img_size=config.img_size, drop_path=config.drop_path, **sized)
     try:
         model = Segmenter(
-            encoder, datasets.num_classes, decoder_depth=config.decoder_depth, class_names=datasets.class_names
+            encoder,
+            datasets.num_classes,
+            decoder_depth=config.decoder_depth,
+            dropout=config.decoder_dropout,
+            class_names=datasets.class_names,
         )
     except ValueError as error:
         raise UsageError(f"--task segmentation: {error}") from error

@@ -53,3 +53,26 @@ def finish(process: subprocess.Popen, code: int = 0, timeout: float = 240) -> tu
     assert process.returncode == code, f"exit code {process.returncode}, not {code}:\n{out}\n{err}"
     assert "Traceback" not in err, err
     return out, err
+
+
+def make_masks(root: Path, train: int = 8, val: int = 5) -> tuple[Path, Path]:
+    """Images with masks of three labels, which are columns of a colour, with a void seam; and untrained weights."""
+    for part, count in (("train", train), ("val", val)):
+        for kind in ("images", "annotations"):
+            (root / "data" / kind / part).mkdir(parents=True)
+        for index in range(count):
+            generator = torch.Generator().manual_seed(index + 100 * len(part))
+            mask = torch.arange(32).div(11, rounding_mode="floor").roll(5 * index).expand(24, 32).clone()
+            pixels = torch.randint(0, 90, (24, 32, 3), dtype=torch.uint8, generator=generator)
+            pixels += (mask * 70)[..., None].to(torch.uint8)
+            mask[:, index % 7] = 255
+            Image.fromarray(pixels.numpy()).save(root / "data" / "images" / part / f"{index}.png")
+            Image.fromarray(mask.to(torch.uint8).numpy()).save(root / "data" / "annotations" / part / f"{index}.png")
+    torch.manual_seed(0)
+    torch.save(timm.create_model(ARCH, num_classes=2, **SHAPE).state_dict(), root / "weights.pth")
+    return root / "data", root / "weights.pth"
+
+
+def segmentation(data: Path, weights: Path, *options: object) -> list[str]:
+    """`neutreno-adapt --task segmentation` on them, for two epochs of two steps."""
+    return command(data, weights, "--task", "segmentation", "--ignore-label", 255, "--batch-size", 4, *options)

@@ -13,8 +13,8 @@ from .digits import default_directory, load_split, write_whole
 
 SIZE = 64  # pixels, of a canvas
 DIGIT = (24, 36)  # smallest and largest side of a digit
-CANVASES = {"train": 640, "val": 160}
-PER_CANVAS = 3  # tried; one that would lie on another is left out
+CANVASES = {"train": 512, "val": 128}
+PER_CANVAS = 6  # tried; one that would lie on another is left out
 NAMES = ("background", *map(str, range(10)))
 VOID = 255  # a pixel at the edge of a stroke
 

@@ -16,7 +16,7 @@ from ..pictures import UnreadableImage, read_rgb
 from .errors import DataError
 from .features import find_vit
 from .folders import PARTS, Folder, spread
-from .masks import read_classes
+from .masks import read_mask, to_classes
 from .measure import Splits
 from .segmentation import VOID
 
@@ -48,7 +48,10 @@ class Images(Dataset):
 
     def mask(self, path: Path, image: Image.Image, image_path: Path) -> Tensor:
         """(H, W) class indices, VOID where the label does not count."""
-        return torch.from_numpy(read_classes(path, image_path, image.size, self.labels, self.ignore_label, VOID))
+        labels = to_classes(
+            read_mask(path), str(path), str(image_path), image.size, self.labels, self.ignore_label, VOID
+        )
+        return torch.from_numpy(labels)
 
 
 def loaders(

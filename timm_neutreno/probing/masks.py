@@ -19,14 +19,19 @@ def read_mask(path: Path) -> np.ndarray:
     """
     try:
         with opened(path) as image:
-            mode, labels = image.mode, np.asarray(image)
+            image.load()
     except UnreadableImage as error:
         raise DataError(f"cannot read the mask {path}: {error}.") from None
-    if mode not in ("L", "P", "1", "I", "I;16"):
+    return indices(image, str(path))
+
+
+def indices(image: Image.Image, name: str) -> np.ndarray:
+    """(H, W) label indices of a picture that is called `name`; raises DataError if it is no picture of indices."""
+    if image.mode not in ("L", "P", "1", "I", "I;16"):
         raise DataError(
-            f"the mask {path} is a picture of mode {mode}; masks must hold a label index per pixel (mode L or P)."
+            f"the mask {name} is a picture of mode {image.mode}; masks must hold a label index per pixel (mode L or P)."
         )
-    return labels.astype(np.int64)
+    return np.asarray(image).astype(np.int64)
 
 
 def find_labels(masks: Iterable[Path], ignore_label: int | Collection[int] | None, num_labels: int | None) -> list[str]:
@@ -49,9 +54,10 @@ def several(labels: int | Collection[int] | None) -> list[int]:
     return [] if labels is None else [labels] if isinstance(labels, int) else list(labels)
 
 
-def read_classes(
-    path: Path,
-    image: Path,
+def to_classes(
+    mask: np.ndarray,
+    name: str,
+    image: str,
     size: tuple[int, int],
     labels: Sequence[str],
     ignore_label: int | Collection[int] | None,
@@ -60,20 +66,20 @@ def read_classes(
     """(H, W) class indices, `void` where the label does not count.
 
     Args:
-        path: Of the mask.
-        image: Of its image.
+        mask: Label indices.
+        name: Of the mask, for messages.
+        image: Name of its image.
         size: Width and height of that.
         labels: Those that are classes, by index, as `find_labels` gives them.
         ignore_label: The label that does not count, or several.
         void: What stands for them in the result.
 
     Raises:
-        DataError: If the mask cannot be read, has another size than its image, or a label that is not known.
+        DataError: If the mask has another size than its image, or a label that is not known.
     """
-    mask = read_mask(path)
     if mask.shape[::-1] != size:
         raise DataError(
-            f"the mask {path} has {mask.shape[1]} x {mask.shape[0]} pixels and its image {image} {size[0]} x {size[1]}."
+            f"the mask {name} has {mask.shape[1]} x {mask.shape[0]} pixels and its image {image} {size[0]} x {size[1]}."
         )
     known = [int(label) for label in labels]
     index = np.full(1 + max(known), void)
@@ -82,7 +88,7 @@ def read_classes(
     if (bad := mask[~ignored]).size and (bad.max() >= len(index) or bad.min() < 0):
         label = bad.max() if bad.max() >= len(index) else bad.min()
         raise DataError(
-            f"the mask {path} has the label {label}, beyond the {len(index)} labels that are known (0 to "
+            f"the mask {name} has the label {label}, beyond the {len(index)} labels that are known (0 to "
             f"{len(index) - 1}); say which label does not count, or how many there are."
         )
     return np.where(ignored, void, index[np.where(ignored, 0, mask)])

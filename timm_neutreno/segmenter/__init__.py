@@ -10,7 +10,16 @@ https://arxiv.org/abs/2105.05633. NeuTRENO in it: arXiv 2312.00751, Table 2.
 
 from .decoder import MaskTransformer
 from .inference import MULTI_SCALE, logits, predict, slide
-from .model import Segmenter
+from .model import DecoderInPlace, Segmenter
 from .official import from_official
 
-__all__ = ["MULTI_SCALE", "MaskTransformer", "Segmenter", "from_official", "logits", "predict", "slide"]
+__all__ = [
+    "MULTI_SCALE",
+    "DecoderInPlace",
+    "MaskTransformer",
+    "Segmenter",
+    "from_official",
+    "logits",
+    "predict",
+    "slide",
+]

@@ -98,6 +98,8 @@ class Segmenter(
         self.window: Size = tuple(window or size)
         self.stride: Size = tuple(stride or self.window)  # type: ignore[assignment]
         self.mean, self.std = tuple(mean or data["mean"]), tuple(std or data["std"])
+        if isinstance(cfg := getattr(self.encoder, "pretrained_cfg", None), dict):  # for who uses the encoder alone
+            self.encoder.pretrained_cfg = self.encoder.default_cfg = {**cfg, "mean": self.mean, "std": self.std}
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self._arguments = {"decoder_depth": decoder_depth, "decoder_dim": decoder_dim, "decoder_heads": decoder_heads,
                            "dropout": dropout, "drop_path": drop_path}  # fmt: skip
@@ -218,6 +220,25 @@ class Segmenter(
         """A card without figures; called by `save_pretrained` and `push_to_hub`."""
         repo_id = kwargs.get("repo_id") or "OWNER/NAME"
         return ModelCard(card.render(repo_id, self.config(), describe=segmenter_card), ignore_metadata_errors=True)
+
+
+class DecoderInPlace(nn.Module):
+    """A Segmenter whose layers are those of its decoder, for measurements that look at one group of blocks."""
+
+    def __init__(self, segmenter: Segmenter):
+        super().__init__()
+        self.segmenter = segmenter
+        self.pretrained_cfg = self.default_cfg = {
+            "input_size": (3, *segmenter.window), "mean": segmenter.mean, "std": segmenter.std, "crop_pct": 1.0,
+            "interpolation": "bilinear",
+        }  # fmt: skip
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.segmenter.decoder.blocks
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.segmenter(images)
 
 
 def create(encoder: str | nn.Module, pretrained: bool, arguments: Mapping[str, Any]) -> Any:
