@@ -47,8 +47,8 @@ def sentences(document: Mapping[str, Any]) -> list[str]:
             pair, means = groups[group], document["means"][group]
             word = "Better" if pair["low"] > 0 else "Worse" if pair["high"] < 0 else "No difference shown"
             found.append(
-                f"{word} under {words}: {method} has {means[method]:.2f} % top-1, the control {means['control']:.2f} %: "
-                f"{pair['difference']:+.2f} points, 95 % interval {pair['low']:+.2f} to {pair['high']:+.2f} "
+                f"{word} under {words}: {method} has {means[method]:.2f} % top-1, the control {means['control']:.2f} "
+                f"%: {pair['difference']:+.2f} points, 95 % interval {pair['low']:+.2f} to {pair['high']:+.2f} "
                 "(over images, widened for all comparisons)."
             )
     found.append(

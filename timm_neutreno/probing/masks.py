@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..pictures import UnreadableImage, opened
 from .errors import DataError
