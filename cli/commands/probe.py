@@ -34,7 +34,7 @@ def probe(
     output: Annotated[Path | None, typer.Option(help="Folder for report.html, results.json and plots. (default: runs/TIME-probe)")] = None,
     blocks: Annotated[bool, typer.Option("--blocks", help="Probe the tokens of every block, not only the last.")] = False,
     pool: Annotated[str, typer.Option(help="Feature of an image: class (the class token, if there is one) or mean (of the patch tokens).")] = "class",
-    neighbors: Annotated[str, typer.Option(help="Numbers of neighbours for k-NN; val chooses.")] = "5,10,20",
+    neighbors: Annotated[str, typer.Option(help="Numbers of neighbours for k-NN; val chooses.")] = "1,3,5,10,20",
     pca: Annotated[int, typer.Option(min=0, help="Show the patch tokens of so many photos as colours.")] = 0,
     ignore_label: Annotated[int | None, typer.Option(help="Label in the masks that does not count: 11 in CamVid, 0 in ADE20K.")] = None,
     num_labels: Annotated[int | None, typer.Option(min=1, help="Labels in the masks are 0 to this minus 1. (default: looks at all train masks)")] = None,

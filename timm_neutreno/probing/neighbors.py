@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from .errors import DataError
 
-NEIGHBORS = (5, 10, 20)
+NEIGHBORS = (1, 3, 5, 10, 20)
 PATCHES = 20_000  # train patches that are kept; of images all are
 BLOCK = 256  # rows compared at once
 

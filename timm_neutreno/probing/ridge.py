@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import DataError
 
-STRENGTHS = tuple(10.0**exponent for exponent in range(-6, 2))
+STRENGTHS = tuple(10.0**exponent for exponent in range(-9, 2))
 
 
 class Ridge:
