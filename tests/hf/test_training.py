@@ -138,6 +138,18 @@ def test_compiles_for_training_with_a_learned_strength():
         torch.testing.assert_close(found[f"_orig_mod.{key}"], gradient, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_compiles_with_checkpointing(fullgraph):
+    """As docs/transformers.md says, one graph needs torch's own switch: what hooks do inside a region counts once."""
+    model, x = hf.patch(build("vit", **depth("vit"))).train(), inputs("vit")
+    expected = gradients(model, x)
+    model.activation_checkpointing_enable()
+    with torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=fullgraph):
+        found = gradients(torch.compile(model, fullgraph=fullgraph, backend="aot_eager"), x)
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[f"_orig_mod.{key}"], gradient, rtol=1e-10, atol=1e-10)
+
+
 def test_two_threads_on_one_model():
     model, xs = patched("gpt2").eval(), [inputs("gpt2"), inputs("gpt2").flip(0)]
     expected = [output(model, x) for x in xs]
