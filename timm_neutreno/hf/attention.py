@@ -123,7 +123,7 @@ def enter(attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
     return leave(attention, args, kwargs)
 
 
-def exit_(attention: nn.Module, args: tuple, output: Any) -> None:
+def finish(attention: nn.Module, args: tuple, output: Any) -> None:
     """Of the same attention, when it is done or has failed."""
     _local.first = None
 

@@ -139,7 +139,7 @@ def _patch_layers(group: Layers, names: tuple[str, ...], indices: set[int], star
                 handles.append(layer.register_forward_hook(hooks.given, with_kwargs=True))
             if attention.gives_v0 or takes:
                 handles.append(attention.register_forward_pre_hook(hooks.enter, with_kwargs=True))
-                handles.append(attention.register_forward_hook(hooks.exit_, always_call=True))
+                handles.append(attention.register_forward_hook(hooks.finish, always_call=True))
             index += 1
         if needs_v0:
             handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
