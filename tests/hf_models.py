@@ -33,7 +33,7 @@ class Model(NamedTuple):
 
 
 def gpt2(**options):
-    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=4, n_head=4, **{**TEXT, **options}))
+    return GPT2LMHeadModel(GPT2Config(**{"n_embd": 32, "n_layer": 4, "n_head": 4, **TEXT, **options}))
 
 
 def llama(**options):

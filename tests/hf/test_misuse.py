@@ -13,6 +13,7 @@ from transformers import (
     DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
+    GPT2Model,
     GptOssConfig,
     GptOssForCausalLM,
     MambaConfig,
@@ -122,6 +123,25 @@ def test_patched_twice_and_not_patched():
         timm_neutreno.unpatch(model)
     with pytest.raises(UnsupportedModelError, match=r"timm_neutreno\.hf\.patch"):
         timm_neutreno.patch(build("gpt2"))
+
+
+def test_another_implementation_after_patch():
+    model, x = hf.patch(build("siglip")), inputs("siglip")
+    expected = output(model, x)
+    for other in ("sdpa", "eager"):
+        model.set_attn_implementation(other)
+        with pytest.raises(RuntimeError, match=r"SiglipAttention ran without its methods.*implementation was changed"):
+            output(model, x)
+    model.set_attn_implementation("timm_neutreno.hf")
+    assert torch.equal(output(model, x), expected)
+
+
+def test_models_whose_implementation_cannot_be_set():
+    """transformers reads the source of the class's module, which a notebook does not have, and only warns."""
+    model = build("gpt2")
+    model.__class__ = type("Custom", (GPT2LMHeadModel,), {"__module__": "a_notebook"})
+    model.transformer.__class__ = type("CustomModel", (GPT2Model,), {"__module__": "a_notebook"})
+    refused(model, r"Custom:\n  \(the model\)  not yet: transformers' set_attn_implementation does not reach")
 
 
 def test_static_cache():

@@ -64,8 +64,6 @@ class Slot:
             return
         if self.shared.grad_mode and not torch.is_grad_enabled():
             raise RuntimeError(REENTRANT)
-        if self.v is not None:
-            raise RuntimeError("the first layer calls attention several times in one pass, so there is no single v0.")
         self.v = v
 
 
@@ -123,9 +121,18 @@ def enter(attention: nn.Module, args: tuple, kwargs: dict[str, Any]):
     return leave(attention, args, kwargs)
 
 
-def exit_(attention: nn.Module, args: tuple, output: Any) -> None:
-    """Of the same attention, when it is done or has failed."""
-    _local.first = None
+def finish(attention: nn.Module, args: tuple, output: Any) -> None:
+    """Of the same attention, when it is done or has failed (then there is no output).
+
+    Raises:
+        RuntimeError: If the function below did not run.
+    """
+    unused, _local.first = _local.first is not None, None
+    if unused and output is not None:
+        raise RuntimeError(
+            f"{type(attention).__name__} ran without its methods: its attention implementation was changed after "
+            f'patch. Set it back, model.set_attn_implementation("{NAME}"), or call timm_neutreno.hf.unpatch(model).'
+        )
 
 
 def _shared(layer: nn.Module, kwargs: dict[str, Any]) -> FirstValues:
@@ -214,7 +221,11 @@ def attention(
         )
     groups = getattr(module, "num_key_value_groups", 1)
     p = Projected(query, key, value, position_bias, attention_mask, causal, scaling, groups=groups, cached=cached)
-    first: Any = _local.first if module.gives_v0 or module.takes_v0 else None
+    first: Any = None
+    if module.gives_v0 or module.takes_v0:
+        first, _local.first = _local.first, None
+        if first is None:
+            raise RuntimeError(f"{type(module).__name__} calls attention several times in one pass: no single v0 fits.")
     v0 = _checked(module, first, p) if module.takes_v0 else None
     u = nest(module, partial(attend, dropout, further), ("map", "values", "scores"), v0)(p)
     if module.gives_v0:

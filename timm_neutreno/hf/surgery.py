@@ -59,9 +59,7 @@ def patch(
     depths = [sum(attention is not None for attention in group.attentions) for group in groups]
     chosen = [check_layers(layers, depth, method) for depth in depths]
     starts = [_starts(group, resolved) for group in groups]
-    before = _implementations(model.config)
-    model.set_attn_implementation(hooks.NAME)
-    model.implementation_before = before  # type: ignore[assignment]
+    _set_implementation(model, groups)
     for group, indices, parameters in zip(groups, chosen, starts, strict=True):
         _patch_layers(group, split(method), indices, parameters)
     arguments = {"method": method, **({} if layers is None else {"layers": list(layers)}), **resolved}
@@ -82,6 +80,17 @@ def _problems(model: PreTrainedModel, groups: list[Layers], needs_v0: bool) -> l
     for group in groups if needs_v0 else ():
         lines += drops_keywords(group, names)
     return lines
+
+
+def _set_implementation(model: PreTrainedModel, groups: list[Layers]) -> None:
+    """Let transformers call our function, and see that it will: where it cannot, it only warns."""
+    before = _implementations(model.config)
+    model.set_attn_implementation(hooks.NAME)
+    attentions: list[Any] = [attention for group in groups for attention in group.attentions if attention is not None]
+    if any(attention.config._attn_implementation != hooks.NAME for attention in attentions):
+        model.set_attn_implementation(before)
+        refuse(model, ["(the model)  not yet: transformers' set_attn_implementation does not reach its attentions"])
+    model.implementation_before = before  # type: ignore[assignment]
 
 
 def _implementations(config: PreTrainedConfig) -> dict[str, str]:
@@ -139,7 +148,7 @@ def _patch_layers(group: Layers, names: tuple[str, ...], indices: set[int], star
                 handles.append(layer.register_forward_hook(hooks.given, with_kwargs=True))
             if attention.gives_v0 or takes:
                 handles.append(attention.register_forward_pre_hook(hooks.enter, with_kwargs=True))
-                handles.append(attention.register_forward_hook(hooks.exit_, always_call=True))
+                handles.append(attention.register_forward_hook(hooks.finish, always_call=True))
             index += 1
         if needs_v0:
             handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
