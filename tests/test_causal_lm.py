@@ -227,7 +227,7 @@ def test_checkpointing_changes_no_bit_of_a_gradient(kind, spec, scenario, reentr
     models = [build(kind, spec, drop_rate=0.1, attn_drop_rate=0.1) for _ in range(2)]
     models[0].set_grad_checkpointing()
     runs = []
-    models[0].blocks[2].mlp.register_forward_hook(lambda *_: runs.append(1))
+    models[0].blocks[2].attn.qkv.register_forward_hook(lambda *_: runs.append(1))
     got, want = (gradients(model, scenario) for model in models)
     assert len(runs) == 2 * (1 if scenario is one else 2) + (scenario is not one)
     close = reentrant and spec in ("kernel", "neutreno+value_residual", COMPOSED[-1])  # another order of sums: 1e-6
