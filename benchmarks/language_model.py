@@ -55,7 +55,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 FREE = ("output", "save_every", "seeds", "quick", "paper", "batch_size_eval", "arms")  # may differ when a run goes on
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    words = sys.argv[1:] if words is None else words
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--train", type=Path, nargs="+", required=True, help="text files")
@@ -92,9 +93,9 @@ def arguments() -> argparse.Namespace:
     for name in PRESETS:
         add(f"--{name}", action="store_true")
     for name, values in PRESETS.items():
-        if f"--{name}" in sys.argv:
+        if f"--{name}" in words:
             parser.set_defaults(**values)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if "plain" not in options.arms:
         parser.error("--arms must have plain, which the others are compared with.")
     return options
