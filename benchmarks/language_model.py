@@ -78,9 +78,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--cutoffs", type=numbers, default=(1_000, 3_000), help="of adaptive softmax, those below the vocabulary's size"
     )
     add("--batch-size", type=int, default=8)
-    add("--steps", type=int, default=160)
+    add("--steps", type=int, default=600)
     add("--lr", type=float, default=3e-3, help="of Adam, with warm-up and cosine to 0")
-    add("--warmup", type=int, default=20, help="steps")
+    add("--warmup", type=int, default=60, help="steps")
     add("--clip", type=float, default=0.25, help="largest norm of a gradient")
     add("--stride", type=int, default=128, help="of the sliding window; 1 is the paper's")
     add("--stretch", type=int, default=1000, help="words that the bootstrap draws together")

@@ -13,6 +13,7 @@ Shapes: B texts, N tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,7 @@ class CausalLM(nn.Module):
         ValueError: If `dim` is odd or not a multiple of `num_heads`.
     """
 
+    positions: Tensor
     is_causal = True  # read by support.py: methods that average over all tokens are refused
 
     def __init__(
@@ -104,11 +106,12 @@ class CausalLM(nn.Module):
         """Whether blocks recompute their activations in the backward pass."""
         self.grad_checkpointing = enable
 
-    def _rows(self) -> list[nn.Module]:
-        """The layers whose rows stand for tokens; the last ones of the head of `softmax` for its clusters."""
+    def _rows(self) -> list[Any]:
+        """The layers whose rows stand for tokens; the last rows of the head of `softmax` stand for its clusters."""
         if self.softmax is None:
-            return [self.embed]  # type: ignore[list-item]
-        return [self.softmax.head, *(rows for _, rows in self.softmax.tail)]  # type: ignore[misc]
+            return [self.embed]
+        tail: Any = self.softmax.tail
+        return [self.softmax.head, *(rows for _, rows in tail)]
 
     def embedding(self) -> Tensor:
         """What stands for each token at the input and at the output, (vocabulary, C)."""
