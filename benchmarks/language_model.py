@@ -55,7 +55,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 FREE = ("output", "save_every", "seeds", "quick", "paper", "batch_size_eval", "arms")  # may differ when a run goes on
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    words = sys.argv[1:] if words is None else words
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--train", type=Path, nargs="+", required=True, help="text files")
@@ -66,7 +67,7 @@ def arguments() -> argparse.Namespace:
     add("--min-count", type=int, default=2, help="rarer words of the training text become <unk>")
     add("--limit", type=int, help="words of each text")
     add("--dim", type=int, default=128)
-    add("--depth", type=int, default=8)
+    add("--depth", type=int, default=6)
     add("--num-heads", type=int, default=4)
     add("--mlp-ratio", type=float, default=4.0)
     add("--context", type=int, default=128)
@@ -77,24 +78,24 @@ def arguments() -> argparse.Namespace:
         "--cutoffs", type=numbers, default=(1_000, 3_000), help="of adaptive softmax, those below the vocabulary's size"
     )
     add("--batch-size", type=int, default=8)
-    add("--steps", type=int, default=500)
-    add("--lr", type=float, default=2e-3, help="of Adam, with warm-up and cosine to 0")
-    add("--warmup", type=int, default=50, help="steps")
+    add("--steps", type=int, default=600)
+    add("--lr", type=float, default=3e-3, help="of Adam, with warm-up and cosine to 0")
+    add("--warmup", type=int, default=60, help="steps")
     add("--clip", type=float, default=0.25, help="largest norm of a gradient")
-    add("--stride", type=int, default=96, help="of the sliding window; 1 is the paper's")
+    add("--stride", type=int, default=128, help="of the sliding window; 1 is the paper's")
     add("--stretch", type=int, default=1000, help="words that the bootstrap draws together")
     add("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="plain is what the others are compared with")
     add("--seeds", type=int, default=3)
-    add("--save-every", type=int, default=100, help="steps")
+    add("--save-every", type=int, default=50, help="steps")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--float32", action="store_true", help="without bfloat16 autocast")
     add("--batch-size-eval", type=int, default=64)
     for name in PRESETS:
         add(f"--{name}", action="store_true")
     for name, values in PRESETS.items():
-        if f"--{name}" in sys.argv:
+        if f"--{name}" in words:
             parser.set_defaults(**values)
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if "plain" not in options.arms:
         parser.error("--arms must have plain, which the others are compared with.")
     return options

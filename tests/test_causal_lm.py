@@ -227,7 +227,7 @@ def test_checkpointing_changes_no_bit_of_a_gradient(kind, spec, scenario, reentr
     models = [build(kind, spec, drop_rate=0.1, attn_drop_rate=0.1) for _ in range(2)]
     models[0].set_grad_checkpointing()
     runs = []
-    models[0].blocks[2].mlp.register_forward_hook(lambda *_: runs.append(1))
+    models[0].blocks[2].attn.qkv.register_forward_hook(lambda *_: runs.append(1))
     got, want = (gradients(model, scenario) for model in models)
     assert len(runs) == 2 * (1 if scenario is one else 2) + (scenario is not one)
     close = reentrant and spec in ("kernel", "neutreno+value_residual", COMPOSED[-1])  # another order of sums: 1e-6
@@ -247,12 +247,9 @@ def fresh_dynamo():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(
-    ("kind", "spec"),
-    [("pre", None), ("post", None), ("pre", "neutreno"), ("post", COMPOSED[1]), ("post", "value_residual")],
-)
+@pytest.mark.parametrize(("kind", "spec"), [("pre", "neutreno"), ("post", "value_residual")])
 def test_compiles_whole_in_inference_and_training(kind, spec, fresh_dynamo):
-    model, counter = build(kind, spec), CompileCounterWithBackend("aot_eager")
+    model, counter = build(kind, spec, depth=3), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     with torch.no_grad():
         assert relative(compiled(X), model(X)) < 1e-5
@@ -270,17 +267,16 @@ def test_compiles_whole_in_inference_and_training(kind, spec, fresh_dynamo):
 
 
 def test_takes_batches_and_lengths_of_any_size_compiled(fresh_dynamo):
-    model = build("post", "neutreno")
+    model = build("post", "neutreno", depth=3)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
     for shape in ((2, 40), (5, 40), (3, 17)):
         assert relative(compiled(ids(*shape)), model(ids(*shape))) < 1e-5
 
 
-@pytest.mark.parametrize("spec", ["neutreno", "gfsa+neutreno"])
-def test_is_exported_and_traced(spec, tmp_path):
+def test_is_exported_and_traced(tmp_path):
     import onnxruntime
 
-    model, path = build("post", spec).requires_grad_(False), tmp_path / "model.onnx"
+    model, path = build("post", "gfsa+neutreno", depth=3).requires_grad_(False), tmp_path / "model.onnx"
     assert relative(torch.export.export(model, (X,)).module()(Y), model(Y)) < 1e-5
     assert relative(torch.jit.trace(model, X)(Y), model(Y)) < 1e-5
     torch.onnx.export(model, (X,), path, dynamo=True, verbose=False)
@@ -351,7 +347,7 @@ def test_wrong_use_is_a_sentence():
 @pytest.mark.parametrize("length", [2, 9, 10, 23, 50])
 @pytest.mark.parametrize("stride", [1, 3, 8, 9])
 def test_sliding_window_equals_a_loop_over_tokens(kind, length, stride):
-    model = build(kind, "neutreno", context=9).double()
+    model = build(kind, "neutreno", context=9, drop_rate=0.3).double()  # no dropout is in the loop
     text, expected = ids(length, seed=3), []
     for i in range(1, length):  # token i from the window that scores it
         start = 0 if i <= 9 else min(-(-(i - 9) // stride) * stride, length - 1 - 9)

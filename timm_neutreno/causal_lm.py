@@ -13,6 +13,7 @@ Shapes: B texts, N tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,7 @@ class CausalLM(nn.Module):
         ValueError: If `dim` is odd or not a multiple of `num_heads`.
     """
 
+    positions: Tensor
     is_causal = True  # read by support.py: methods that average over all tokens are refused
 
     def __init__(
@@ -85,18 +87,36 @@ class CausalLM(nn.Module):
             for _ in range(depth)
         )  # fmt: skip
         self.norm = nn.Identity() if post_norm else nn.LayerNorm(dim)
-        self.apply(_init_weights)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Linear layers N(0, 0.02^2) with zero biases, as in the authors' code; what stands for tokens N(0, 1 / C).
+
+        There the authors have 0.02 too, which times sqrt(C) is small beside the positions: learning starts late.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for module in self._rows():
+            nn.init.normal_(module.weight, std=self.dim**-0.5)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks recompute their activations in the backward pass."""
         self.grad_checkpointing = enable
 
+    def _rows(self) -> list[Any]:
+        """The layers whose rows stand for tokens; the last rows of the head of `softmax` stand for its clusters."""
+        if self.softmax is None:
+            return [self.embed]
+        tail: Any = self.softmax.tail
+        return [self.softmax.head, *(rows for _, rows in tail)]
+
     def embedding(self) -> Tensor:
         """What stands for each token at the input and at the output, (vocabulary, C)."""
-        if self.softmax is None:
-            return self.embed.weight  # type: ignore[union-attr]
-        shortlist = self.softmax.head.weight[: self.softmax.shortlist_size]
-        return torch.cat([shortlist, *(rows.weight for _, rows in self.softmax.tail)])  # type: ignore[misc]
+        first, *tail = (module.weight for module in self._rows())
+        return first if self.softmax is None else torch.cat([first[: self.softmax.shortlist_size], *tail])
 
     def forward_features(self, tokens: Tensor) -> Tensor:
         """(B, N) token ids -> what the head gets, (B, N, C). Errors as of `forward`."""
@@ -156,14 +176,6 @@ def sinusoids(length: int, dim: int) -> Tensor:
     rates = 10_000 ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
-
-
-def _init_weights(module: nn.Module) -> None:
-    """N(0, 0.02^2) and zero biases, as in the authors' code."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-        if getattr(module, "bias", None) is not None:
-            nn.init.zeros_(module.bias)
 
 
 def sliding_window_losses(model: CausalLM, tokens: Tensor, *, stride: int = 1, batch_size: int = 32) -> Tensor:
