@@ -117,7 +117,9 @@ class Config:
     clip_grad: float = _recipe(1.0, "Largest gradient norm; 0 for any.", "[0, inf)")
     repeated_aug: int = _recipe(1, "Augmentations of an image per epoch, of so many fewer images.", "[1, inf)")
     ema_decay: float = _recipe(0.0, "Average the weights, and evaluate them beside the raw ones; 0 for none.", "[0, 1)")
-    trainable: str = _option("all", "What is trained: all, attention, strengths (of methods), fidelity or head. The first two include the head.", TRAIN, SAME, "--trainable", "--train", choices=("all", "attention", "strengths", "fidelity", "head"))
+    trainable: str = _option("all", "What is trained: all, attention, lora (adapters), strengths (of methods), fidelity or head. The first three include the head.", TRAIN, SAME, "--trainable", "--train", choices=("all", "attention", "lora", "strengths", "fidelity", "head"))
+    lora_rank: int | None = _option(None, "Rank of the adapters. (default: 16)", TRAIN, range="[1, inf)")
+    lora_targets: list[str] = _option([], "Layers with an adapter, by the end of their name, such as mlp.fc1; repeat. (default: attention's)", TRAIN)
     teacher: str | None = _option(None, "Distil from a timm model with the same classes.", TRAIN)
     distill_weight: float = _option(0.5, "Share of the teacher in the loss.", TRAIN, range="[0, 1]")
     distill_temperature: float = _option(1.0, "Temperature of both softmaxes in that share.", TRAIN, range="(0, inf)")
@@ -216,10 +218,11 @@ def recipe_values(name: str) -> dict[str, Any]:
 
 
 def resolve(config: Config) -> Config:
-    """--lr found from the recipe and the batch, if it was not given."""
+    """--lr found from the recipe and the batch, and the rank of adapters, if they were not given."""
     base_lr = RECIPES[config.recipe or "finetune"]["base_lr"]
     lr = config.lr if config.lr is not None else base_lr * config.batch_size / 512
-    return replace(config, lr=lr)
+    rank = config.lora_rank or (16 if config.trainable == "lora" else None)
+    return replace(config, lr=lr, lora_rank=rank)
 
 
 def flag(name: str) -> str:
@@ -253,6 +256,10 @@ def check(config: Config) -> None:
         raise UsageError(f"--val-split is a name or a number between 0 and 1, got {config.val_split}.")
     if config.trainable == "fidelity" and not config.learnable_fidelity:
         raise UsageError("--trainable fidelity needs --learnable-fidelity layer or head: else nothing is trained.")
+    if config.trainable != "lora" and (unused := {"lora_rank", "lora_targets"} & config.given):
+        raise UsageError(f"{flag(min(unused))} is for --trainable lora, which is missing.")
+    if config.trainable == "lora" and config.fsdp:
+        raise UsageError("--fsdp and --trainable lora do not go together: adapters are for one GPU. Leave one out.")
     if config.trainable in ("fidelity", "strengths") and config.control:
         raise UsageError(f"--trainable {config.trainable} leaves the control nothing to train: pass --no-control too.")
     for one, other, why in EXCLUSIVE:

@@ -21,7 +21,7 @@ from ..runtime import files, processes
 from ..runtime.console import Console
 from ..runtime.processes import World
 from ..runtime.signals import StopSignal
-from . import checkpoint, extension, hub, resume, setup
+from . import checkpoint, extension, hub, lora, resume, setup
 from .arms import Arm, Models, list_arms
 from .setup import RunContext
 
@@ -65,8 +65,10 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
     fidelity = first.options.get("fidelity", config.fidelity)
     config = replace(config, method=[arm.name for arm in arms if arm.method], fidelity=fidelity)
     models = Models(source, datasets, config, device)
-    for arm in arms:
-        models.patched(arm)  # what cannot be is refused now, and not after other arms have trained
+    for arm in arms:  # what cannot be is refused now, and not after other arms have trained
+        model = models.patched(arm)
+        if config.trainable == "lora":
+            lora.add(model, config)
     original: Any = models.original
     data_config = {**resolve_model_data_config(original), "input_size": get_model_input_config(original)["input_size"]}
     teacher = setup.load_teacher(config, datasets.num_classes, device)

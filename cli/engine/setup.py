@@ -176,17 +176,18 @@ def freeze_except(model: nn.Module, trainable: str) -> None:
 
     Args:
         model: A ViT of timm, patched or not.
-        trainable: "all", "attention" (the layers with their strengths), "strengths" (the learnable ones of methods),
-            "fidelity" (NeuTRENO's alone) or "head".
+        trainable: "all", "attention" (the layers with their strengths), "lora" (the adapters, which are there, and the
+            strengths), "strengths" (the learnable ones of methods), "fidelity" (NeuTRENO's alone) or "head".
     """
     if trainable == "all":
         return
-    names = {"attention": STRENGTHS, "strengths": STRENGTHS, "fidelity": ["fidelity"], "head": []}[trainable]
-    with_head = trainable in ("attention", "head")
+    names = ["fidelity"] if trainable == "fidelity" else [] if trainable == "head" else STRENGTHS
+    with_head = trainable in ("attention", "lora", "head")
     head = {id(p) for p in model.get_classifier().parameters()} if with_head else set()  # type: ignore[operator]
     for name, parameter in model.named_parameters():
         attention = trainable == "attention" and (".attn." in name or ".attn_" in name)
-        chosen = attention or id(parameter) in head or name.rpartition(".")[2] in names
+        adapter = trainable == "lora" and ".lora_" in name
+        chosen = attention or adapter or id(parameter) in head or name.rpartition(".")[2] in names
         parameter.requires_grad_(parameter.requires_grad and chosen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(f"--trainable {trainable} leaves a model without learnable strengths nothing to train.")

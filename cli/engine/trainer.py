@@ -27,7 +27,7 @@ from ..reports.epochs import Pace
 from ..runtime import processes
 from ..runtime.loggers import Loggers, rewind
 from ..tasks import classification
-from . import failures, setup, state
+from . import failures, lora, setup, state
 from .arms import Arm
 from .evaluate import Evaluation, evaluate
 from .setup import RunContext
@@ -62,6 +62,8 @@ class Trainer:
         if not self.steps:
             raise DataError("no training batches: there are fewer training images than --batch-size. Make it smaller.")
         seed_everything(derive_seed("arm", config.seed))
+        if config.trainable == "lora":
+            lora.add(model, config)
         setup.freeze_except(model, config.trainable)
         self.task = classification.training_task(model, teacher, config, device)
         self.ramps_number = arm.warmup > 0 and not arm.options.get("learnable_fidelity")

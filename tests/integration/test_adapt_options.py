@@ -150,6 +150,7 @@ def test_averaged_weights_are_evaluated_beside_the_raw_ones(adapt):
     [
         ("head", [], lambda name: name.startswith("head.")),
         ("attention", [], lambda name: ".attn." in name or name.startswith("head.")),
+        ("lora", ["--lora-targets", "attn.qkv"], lambda name: "qkv.weight" in name or name.startswith("head.")),
         ("fidelity", ["--learnable-fidelity", "head", "--no-control"], lambda name: name.endswith("fidelity")),
         ("all", [], lambda name: True),
     ],
@@ -170,8 +171,11 @@ def test_what_is_trained(adapt, what, more, moving):
     ("options", "words"),
     [
         (["--epochs", "1", "--batch-size", "24", "--fidelity-warmup", "0.5"], "--fidelity-warmup 0.5 ends after"),
-        (["--trainable", "tail"], "all, attention, strengths, fidelity, head"),
+        (["--trainable", "tail"], "all, attention, lora, strengths, fidelity, head"),
         (["--trainable", "fidelity"], "--learnable-fidelity"),
+        (["--lora-rank", "4"], "--lora-rank is for --trainable lora"),
+        (["--trainable", "lora", "--fsdp"], "adapters are for one GPU"),
+        (["--trainable", "lora", "--lora-targets", "attn.query"], "--lora-targets attn.query: Target modules"),
         (["--trainable", "fidelity", "--learnable-fidelity", "layer"], "--no-control"),
         (["--amp-dtype", "float8"], "bfloat16, float16"),
         (["--time-limit", "-1"], "--time-limit"),
