@@ -125,7 +125,7 @@ class Config:
     distill_temperature: float = _option(1.0, "Temperature of both softmaxes in that share.", TRAIN, range="(0, inf)")
     patience: int | None = _option(None, "Stop after so many epochs without a better top-1.", TRAIN, FREE, range="[1, inf)")
     limit_batches: int | None = _option(None, "At most so many batches per epoch, of train and of val.", TRAIN, range="[1, inf)")
-    device: str | None = _option(None, "cpu, cuda, ... (default: cuda if there is one)", RUN, FREE)
+    device: str | None = _option(None, "cpu, cuda, mps, ... (default: cuda, then mps, if there is one)", RUN, FREE)
     gpus: str | None = _option(None, "Processes to start on this machine, one per GPU: a number, or all.", SPEED, FREE)
     fsdp: bool = _option(False, "Shard model and optimizer over the processes.", SPEED, FREE)
     accumulate: int = _option(1, "Split a step into so many forward and backward passes.", SPEED, FREE, range="[1, inf)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -39,12 +40,14 @@ class RunContext:
 
 
 def choose_device(name: str | None, world: World) -> torch.device:
-    """The device of this process: the named one, or a GPU if there is one.
+    """The device of this process: the named one, or a GPU if there is one; Apple's (mps) for a single process only.
 
     Raises:
         UsageError: If it is not there, or would be shared by several processes.
     """
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not name:
+        mps = world.size == 1 and torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if world.size > 1 and ":" in name:
         raise UsageError(f"--device {name} would be shared by {world.size} processes: pass --device cuda or cpu.")
     if name == "cuda":
@@ -201,4 +204,5 @@ def peak_memory(device: torch.device) -> float | None:
         import resource
     except ModuleNotFoundError:  # Windows
         return None
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

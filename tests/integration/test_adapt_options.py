@@ -11,6 +11,8 @@ import pytest
 import timm
 import torch
 from integration import small_run
+from timm_neutreno_cli.config import Config
+from timm_neutreno_cli.engine.evaluate_model import evaluate_model
 from timm_neutreno_cli.main import adapt_main, main
 
 import timm_neutreno  # noqa: F401 - imported to register the neutreno_* names
@@ -150,7 +152,6 @@ def test_averaged_weights_are_evaluated_beside_the_raw_ones(adapt):
     [
         ("head", [], lambda name: name.startswith("head.")),
         ("attention", [], lambda name: ".attn." in name or name.startswith("head.")),
-        ("lora", ["--lora-targets", "attn.qkv"], lambda name: "qkv.weight" in name or name.startswith("head.")),
         ("fidelity", ["--learnable-fidelity", "head", "--no-control"], lambda name: name.endswith("fidelity")),
         ("all", [], lambda name: True),
     ],
@@ -165,6 +166,19 @@ def test_what_is_trained(adapt, what, more, moving):
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert moved
     assert all(map(moving, moved))
+
+
+def test_adapters_are_merged_in_what_is_saved(adapt, small):
+    """The control's too: under timm's own names, computing what was evaluated."""
+    document, folder, _ = adapt("--trainable", "lora", "--lora-targets", "attn.qkv", "--lr", 0.03)
+    assert any(".lora_B." in name for name in weights(folder))
+    before = torch.load(small[1])
+    for arm in ("neutreno", "control"):
+        model = timm.create_model(f"local-dir:{folder / 'arms' / arm}", pretrained=True)
+        moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert moved == {f"blocks.{index}.attn.qkv.weight" for index in range(3)} | {"head.weight", "head.bias"}
+        found = evaluate_model(str(folder / "arms" / arm), Config())
+        assert found["loss"] == pytest.approx(document["models"][arm]["loss"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
