@@ -149,13 +149,15 @@ class Config:
     clip_grad: float = _recipe(1.0, "Largest norm of the gradient, which is scaled down to it; 0 for no limit.", "[0, inf)")
     repeated_aug: int = _recipe(1, "Number of differently augmented copies of an image in an epoch, which then has as many times fewer images.", "[1, inf)", **_CLASSES)
     ema_decay: float = _recipe(0.0, "Average the weights over the steps with this decay, and evaluate the averages beside the weights; 0 turns it off.", "[0, 1)")
-    trainable: str = _option("all", "Which part is trained: all, attention, strengths (the learnable ones of the methods), fidelity or head. With all and attention the head is trained too.", TRAIN, SAME, "--trainable", "--train", choices=("all", "attention", "strengths", "fidelity", "head"))
+    trainable: str = _option("all", "Which part is trained: all, attention, lora (low-rank adapters, merged into what is saved), strengths (the learnable ones of the methods), fidelity or head. With the first three the head is trained too.", TRAIN, SAME, "--trainable", "--train", choices=("all", "attention", "lora", "strengths", "fidelity", "head"))
+    lora_rank: int | None = _option(None, "Rank of the adapters of --trainable lora. (default: 16)", TRAIN, range="[1, inf)")
+    lora_targets: list[str] = _option([], "Layers that get an adapter, by the end of their name, such as mlp.fc1. Can be repeated. (default: those of the attention)", TRAIN)
     teacher: str | None = _option(None, "A model in timm with the same classes, to distil from.", TRAIN, **_CLASSES)
     distill_weight: float = _option(0.5, "Share of the teacher in the loss.", TRAIN, range="[0, 1]")
     distill_temperature: float = _option(1.0, "Temperature of the teacher's and the student's softmax.", TRAIN, range="(0, inf)")
     patience: int | None = _option(None, "Stop an arm after this many epochs without a better top-1 or mIoU.", TRAIN, FREE, range="[1, inf)")
     limit_batches: int | None = _option(None, "Use at most this many batches in an epoch, of the train and of the val images.", TRAIN, range="[1, inf)")
-    device: str | None = _option(None, "Where to compute, such as cpu or cuda. (default: cuda if there is one)", RUN, FREE)
+    device: str | None = _option(None, "Where to compute, such as cpu, cuda or mps. (default: cuda, then mps, if there is one)", RUN, FREE)
     gpus: str | None = _option(None, "Number of processes to start on this machine, one per GPU, or all.", SPEED, FREE)
     fsdp: bool = _option(False, "Shard the model and the optimizer over the processes.", SPEED, FREE, **_CLASSES)
     accumulate: int = _option(1, "Split each step into this many forward and backward passes, to save memory.", SPEED, FREE, range="[1, inf)")
@@ -271,10 +273,11 @@ def recipe_values(name: str, task: str) -> dict[str, Any]:
 
 
 def resolve(config: Config) -> Config:
-    """--lr found from the recipe and the batch, if it was not given."""
+    """--lr found from the recipe and the batch, and the rank of adapters, if they were not given."""
     base_lr = RECIPES[config.task][config.recipe or "finetune"]["base_lr"]
     lr = config.lr if config.lr is not None else base_lr * config.batch_size / 512
-    return replace(config, lr=lr)
+    rank = config.lora_rank or (16 if config.trainable == "lora" else None)
+    return replace(config, lr=lr, lora_rank=rank)
 
 
 def flag(name: str) -> str:
@@ -313,6 +316,12 @@ def check(config: Config) -> None:
         raise UsageError(f"--val-split is a name or a number between 0 and 1, got {config.val_split}.")
     if config.trainable == "fidelity" and not config.learnable_fidelity:
         raise UsageError("--trainable fidelity needs --learnable-fidelity layer or head: else nothing is trained.")
+    if config.trainable != "lora" and (unused := {"lora_rank", "lora_targets"} & config.given):
+        raise UsageError(f"{flag(min(unused))} is for --trainable lora, which is missing.")
+    if config.trainable == "lora" and config.task != "classification":
+        raise UsageError("--trainable lora is for classification: a Segmenter has a decoder that is trained whole.")
+    if config.trainable == "lora" and config.fsdp:
+        raise UsageError("--fsdp and --trainable lora do not go together: adapters are for one GPU. Leave one out.")
     if config.trainable in ("fidelity", "strengths") and config.control:
         raise UsageError(f"--trainable {config.trainable} leaves the control nothing to train: pass --no-control too.")
     for name in (*PLACES, "output", "resume", "teacher"):

@@ -175,8 +175,18 @@ UNTRACEABLE = {"gemma4"}  # timm's own model branches on a traced value
 @pytest.mark.parametrize("learnable", [None, "head"])
 @pytest.mark.parametrize("key", [key for key in HOSTS if key not in UNTRACEABLE])
 def test_fx(key, learnable):
+    skip_where_timm_cannot(key)
     model = make(key, learnable_fidelity=learnable)
     assert_fx_equal(model)
+
+
+def skip_where_timm_cannot(key):
+    """Before torch 2.10 SDPA does not take a traced is_causal, which most of timm's attentions pass."""
+    if torch.__version__ < "2.10":
+        try:
+            assert_fx_equal(build(key))
+        except TypeError as error:
+            pytest.skip(f"torch {torch.__version__}: fx cannot trace timm's own model: {error}")
 
 
 def assert_fx_equal(model):
@@ -247,6 +257,7 @@ def test_every_method_is_exported_and_traced(spec):
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_method_in_fx(spec):
     for key in ("vit", "eva02"):
+        skip_where_timm_cannot(key)
         if not is_refused(key, spec):
             assert_fx_equal(patched(key, spec))
 

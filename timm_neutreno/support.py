@@ -71,7 +71,7 @@ def find_vits(model: nn.Module) -> list[Any]:
     vits: list[Any] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
-        blocks = getattr(module, "blocks", None)
+        blocks = module._modules.get("blocks")  # its own: PEFT's wrappers answer getattr for the model inside
         if module not in inside and isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks):
             vits.append(module)
             inside.update(module.modules())

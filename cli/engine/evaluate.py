@@ -100,7 +100,7 @@ def strength_summary(model: nn.Module) -> dict[str, dict[str, float]]:
     for name, value in strengths(model).items():
         if isinstance(value, Tensor):
             full: Any = value.full_tensor() if hasattr(value, "full_tensor") else value  # of a sharded model
-            numbers = full.detach().double().flatten().tolist()
+            numbers = full.detach().cpu().double().flatten().tolist()
         else:
             numbers = [value]
         values.setdefault(name.rpartition(".")[2], []).extend(numbers)

@@ -85,6 +85,8 @@ def _measure(trainer: Trainer) -> tuple[float, float]:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    if device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _checkpoint_mib(parameters: int, ema: float) -> float:

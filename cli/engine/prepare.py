@@ -22,7 +22,7 @@ from ..runtime import files, processes
 from ..runtime.console import Console
 from ..runtime.processes import World
 from ..runtime.signals import StopSignal
-from . import checkpoint, extension, hub, resume, setup
+from . import checkpoint, extension, hub, lora, resume, setup
 from .arms import Arm, Models, list_arms
 from .setup import RunContext
 from .tasks import TASKS
@@ -73,8 +73,10 @@ def prepare(config: Config, world: World, stop: StopSignal, folder: str | None) 
     methods = list(dict.fromkeys(arm.method for arm in arms if arm.method))
     config = replace(config, method=methods, fidelity=fidelity)
     models = Models(source, datasets, config, device)
-    for arm in arms:
-        models.patched(arm)  # what cannot be is refused now, and not after other arms have trained
+    for arm in arms:  # what cannot be is refused now, and not after other arms have trained
+        model = models.patched(arm)
+        if config.trainable == "lora":
+            lora.add(model, config)
     data_config = task.rules.data_config(models.original)
     teacher = setup.load_teacher(config, datasets.num_classes, device)
     if config.push_to_hub and world.first and not config.dry_run:

@@ -22,7 +22,7 @@ from ..reports.results import RESULTS, Evaluations, RunResult
 from ..runtime import files, processes
 from ..runtime.processes import World
 from ..runtime.signals import StopSignal
-from . import checkpoint, examples, extension, plan, resume, setup
+from . import checkpoint, examples, extension, lora, plan, resume, setup
 from .arms import Arm
 from .evaluate import evaluate, multi_scale
 from .failures import translate_error
@@ -176,6 +176,9 @@ def train_arm(arm: Arm, parts: Parts, evaluations: Evaluations, index: int, seed
     if context.world.first and not trainer.state.done:
         (arm.directory / WEIGHTS[-1]).unlink(missing_ok=True)  # of fewer epochs; its weights are in last.pth.tar
     found = trainer.run()
+    if context.config.trainable == "lora":
+        for trained in filter(None, (model, trainer.ema)):
+            lora.merge(trained)
     full = parts.models.full_model(arm, setup.gather_weights(model)) if context.config.fsdp else model
     if context.world.first:
         if context.config.task == "segmentation":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +41,14 @@ class RunContext:
 
 
 def choose_device(name: str | None, world: World) -> torch.device:
-    """The device of this process: the named one, or a GPU if there is one.
+    """The device of this process: the named one, or a GPU if there is one; Apple's (mps) for a single process only.
 
     Raises:
         UsageError: If it is not there, or would be shared by several processes.
     """
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not name:
+        mps = world.size == 1 and torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if world.size > 1 and ":" in name:
         raise UsageError(f"--device {name} would be shared by {world.size} processes: pass --device cuda or cpu.")
     if name == "cuda":
@@ -178,17 +181,18 @@ def freeze_except(model: nn.Module, trainable: str) -> None:
 
     Args:
         model: A ViT of timm, patched or not.
-        trainable: "all", "attention" (the layers with their strengths), "strengths" (the learnable ones of methods),
-            "fidelity" (NeuTRENO's alone) or "head".
+        trainable: "all", "attention" (the layers with their strengths), "lora" (the adapters, which are there, and the
+            strengths), "strengths" (the learnable ones of methods), "fidelity" (NeuTRENO's alone) or "head".
     """
     if trainable == "all":
         return
-    names = {"attention": STRENGTHS, "strengths": STRENGTHS, "fidelity": ["fidelity"], "head": []}[trainable]
-    with_head = trainable in ("attention", "head")
+    names = ["fidelity"] if trainable == "fidelity" else [] if trainable == "head" else STRENGTHS
+    with_head = trainable in ("attention", "lora", "head")
     head = {id(p) for p in model.get_classifier().parameters()} if with_head else set()  # type: ignore[operator]
     for name, parameter in model.named_parameters():
         attention = trainable == "attention" and (".attn." in name or ".attn_" in name)
-        chosen = attention or id(parameter) in head or name.rpartition(".")[2] in names
+        adapter = trainable == "lora" and ".lora_" in name
+        chosen = attention or adapter or id(parameter) in head or name.rpartition(".")[2] in names
         parameter.requires_grad_(parameter.requires_grad and chosen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(f"--trainable {trainable} leaves a model without learnable strengths nothing to train.")
@@ -202,4 +206,5 @@ def peak_memory(device: torch.device) -> float | None:
         import resource
     except ModuleNotFoundError:  # Windows
         return None
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

@@ -26,7 +26,7 @@ from ..reports import epochs as epochs_report
 from ..reports.epochs import Pace, TimeLeft
 from ..runtime import processes
 from ..runtime.loggers import Loggers, rewind
-from . import failures, setup, state
+from . import failures, lora, setup, state
 from .arms import Arm
 from .evaluate import Evaluation, evaluate
 from .setup import RunContext
@@ -66,6 +66,8 @@ class Trainer:
         if not self.steps:
             raise DataError("no training batches: there are fewer training images than --batch-size. Make it smaller.")
         seed_everything(derive_seed("arm", config.seed))
+        if config.trainable == "lora":
+            lora.add(model, config)
         setup.freeze_except(model, config.trainable)
         self.rules = TASKS[config.task].rules
         self.task = self.rules.training_task(model, teacher, config, device)

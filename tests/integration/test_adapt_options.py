@@ -11,6 +11,8 @@ import pytest
 import timm
 import torch
 from integration import small_run
+from timm_neutreno_cli.config import Config
+from timm_neutreno_cli.engine.evaluate_model import evaluate_model
 from timm_neutreno_cli.main import adapt_main, main
 
 import timm_neutreno  # noqa: F401 - imported to register the neutreno_* names
@@ -166,12 +168,28 @@ def test_what_is_trained(adapt, what, more, moving):
     assert all(map(moving, moved))
 
 
+def test_adapters_are_merged_in_what_is_saved(adapt, small):
+    """The control's too: under timm's own names, computing what was evaluated."""
+    document, folder, _ = adapt("--trainable", "lora", "--lora-targets", "attn.qkv", "--lr", 0.03)
+    assert any(".lora_B." in name for name in weights(folder))
+    before = torch.load(small[1])
+    for arm in ("neutreno", "control"):
+        model = timm.create_model(f"local-dir:{folder / 'arms' / arm}", pretrained=True)
+        moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert moved == {f"blocks.{index}.attn.qkv.weight" for index in range(3)} | {"head.weight", "head.bias"}
+        found = evaluate_model(str(folder / "arms" / arm), Config())
+        assert found["loss"] == pytest.approx(document["models"][arm]["loss"], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--epochs", "1", "--batch-size", "24", "--fidelity-warmup", "0.5"], "--fidelity-warmup 0.5 ends after"),
-        (["--trainable", "tail"], "all, attention, strengths, fidelity, head"),
+        (["--trainable", "tail"], "all, attention, lora, strengths, fidelity, head"),
         (["--trainable", "fidelity"], "--learnable-fidelity"),
+        (["--lora-rank", "4"], "--lora-rank is for --trainable lora"),
+        (["--trainable", "lora", "--fsdp"], "adapters are for one GPU"),
+        (["--trainable", "lora", "--lora-targets", "attn.query"], "--lora-targets attn.query: Target modules"),
         (["--trainable", "fidelity", "--learnable-fidelity", "layer"], "--no-control"),
         (["--amp-dtype", "float8"], "bfloat16, float16"),
         (["--time-limit", "-1"], "--time-limit"),

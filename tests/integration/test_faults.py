@@ -70,6 +70,7 @@ KILLED = {
     "everything": (20, ["--drop-path", 0.3, "--random-erasing", 0.5, "--mixup", 0.5, "--ema-decay", 0.9,
                         "--fidelity-warmup", 1.5, "--repeated-aug", 2, "--patience", 3]),
     "three arms, two seeds": (6, ["--method", "neutreno", "--method", "gfsa", "--seeds", 2]),
+    "adapters": (3, ["--trainable", "lora", "--learnable-fidelity", "head", "--ema-decay", 0.9]),
     "learned strengths": (6, ["--learnable-fidelity", "head", "--fidelity-warmup", 1.5, "--ema-decay", 0.9]),
 }  # fmt: skip
 

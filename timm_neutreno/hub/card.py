@@ -27,7 +27,8 @@ HUB_LICENSES = (
 RECIPE = (  # of args.yaml: what one must know to do it again
     "recipe", "epochs", "batch_size", "lr", "min_lr", "weight_decay", "warmup_epochs", "layer_decay", "drop_path",
     "label_smoothing", "mixup", "cutmix", "random_erasing", "auto_augment", "color_jitter", "hflip", "crop_scale",
-    "clip_grad", "repeated_aug", "ema_decay", "trainable", "fidelity_warmup", "seed", "device", "amp", "limit_batches",
+    "clip_grad", "repeated_aug", "ema_decay", "trainable", "lora_rank", "lora_targets", "fidelity_warmup", "seed",
+    "device", "amp", "limit_batches",
 )  # fmt: skip
 FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 Describe = Callable[[str, dict[str, Any], dict[str, Any] | None, str | None], tuple[dict[str, Any], dict[str, str]]]
@@ -282,7 +283,7 @@ def result_section(results: dict[str, Any], units: str) -> str:
 
 def _recipe(arguments: dict[str, Any]) -> str:
     recipe = ", ".join(
-        f"{key} {escaped(str(arguments[key]))}" for key in RECIPE if arguments.get(key) not in (None, "")
+        f"{key} {escaped(str(arguments[key]))}" for key in RECIPE if arguments.get(key) not in (None, "", [])
     )
     versions = ", ".join(f"{key} {escaped(str(value))}" for key, value in arguments.get("versions", {}).items())
     return f"## Recipe\n\n`neutreno-adapt` with {recipe}.\n\nVersions: {versions}."

@@ -51,8 +51,8 @@ def save_pretrained(
         The directory.
 
     Raises:
-        ValueError: If the model is not patched, is not one that `timm.create_model` can build, or its layers have
-            different constant strengths.
+        ValueError: If the model is not patched, is not one that `timm.create_model` can build, has adapters of PEFT,
+            or its layers have different constant strengths.
     """
     directory = Path(directory)
     arguments = _model_arguments(model)
@@ -100,6 +100,11 @@ def _model_arguments(model: Any) -> dict[str, Any]:
     """The arguments that the registry's twin needs beside those that timm records."""
     if not is_patched(model):
         raise ValueError("The model is not patched: call timm_neutreno.patch(model) first, or save it with timm.")
+    if any(layer.rpartition(".")[2] == "base_layer" for layer, _ in model.named_modules()):
+        raise ValueError(
+            "The model has adapters of PEFT, so that its weights have names that timm does not know. Save what "
+            "peft_model.merge_and_unload() returns; save adapters alone with PEFT."
+        )
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not name or not timm.is_model(name):
         raise ValueError(

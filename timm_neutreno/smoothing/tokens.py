@@ -16,9 +16,14 @@ import torch
 from torch import Tensor
 
 
+def _float64(x: Tensor) -> Tensor:
+    """x in float64; on the CPU, if it is on Apple's GPU, which has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def _directions(x: Tensor) -> Tensor:
     """Tokens at length one, float64; a zero token stays zero, and so has similarity 0 to every other."""
-    x = x.double()
+    x = _float64(x)
     norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norms.masked_fill(norms == 0, 1)
 
@@ -42,7 +47,7 @@ def hfc_lfc(x: Tensor) -> Tensor:
     Input convergence of 2401.04301 (its Definition 1, after 2203.05962): the ratio goes to 0 with depth. Infinite if
     the mean token is zero.
     """
-    x = x.double()
+    x = _float64(x)
     mean = x.mean(dim=1, keepdim=True)
     return torch.linalg.vector_norm(x - mean, dim=(1, 2)) / torch.linalg.vector_norm(mean.expand_as(x), dim=(1, 2))
 
@@ -65,12 +70,12 @@ def rank_one_distance(x: Tensor) -> Tensor:
 
     Rank collapse of 2401.04301 (the relative Frobenius norm is our choice).
     """
-    energy = torch.linalg.svdvals(x.double()).square()
+    energy = torch.linalg.svdvals(_float64(x)).square()
     return (energy[:, 1:].sum(dim=-1) / energy.sum(dim=-1)).sqrt()
 
 
 def effective_rank(x: Tensor) -> Tensor:
     """exp(entropy of s_i / sum_j s_j) of the singular values, in [1, min(N, C)]. Roy & Vetterli, EUSIPCO 2007."""
-    s = torch.linalg.svdvals(x.double())
+    s = torch.linalg.svdvals(_float64(x))
     p = s / s.sum(dim=-1, keepdim=True)
     return torch.special.entr(p).sum(dim=-1).exp()

@@ -78,8 +78,9 @@ def log(trainer: Trainer) -> list[dict]:
         {"fidelity_warmup": 1.0, "ema_decay": 0.9, "random_erasing": 0.5},
         {"fidelity_warmup": 0.5, "learnable_fidelity": "head"},
         {"method": ["gfsa"], "accumulate": 2, "mixup": 0.5},
+        {"trainable": "lora", "lora_rank": 4, "learnable_fidelity": "head", "ema_decay": 0.9},
     ],
-    ids=["ramp", "learned", "gfsa"],
+    ids=["ramp", "learned", "gfsa", "lora"],
 )
 def test_stopped_after_any_step_it_ends_bit_equal(trainer, steps, options):
     whole = trainer("whole", **options)
@@ -133,6 +134,7 @@ def test_a_loss_that_is_not_finite_saves_nothing_of_it(trainer):
     [
         ("head", lambda name: name.startswith("head.")),
         ("attention", lambda name: ".attn." in name or name.startswith("head.")),
+        ("lora", lambda name: ".lora_" in name or name.startswith("head.") or name.endswith(("fidelity", "gfsa"))),
         ("strengths", lambda name: name.endswith(("fidelity", "gfsa"))),
         ("fidelity", lambda name: name.endswith("fidelity")),
         ("all", lambda name: True),
