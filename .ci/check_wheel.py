@@ -7,6 +7,7 @@ from pathlib import Path
 
 NEEDED = (
     "timm_neutreno/py.typed",
+    "timm_neutreno_cli/py.typed",
     "timm_neutreno/demo/config.json",
     "timm_neutreno/demo/model.safetensors",
     *(str(path) for path in Path("timm_neutreno").rglob("*.py")),

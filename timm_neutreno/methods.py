@@ -41,7 +41,8 @@ class Projected(NamedTuple):
 
     def replace(self, **changes: Any) -> Projected:
         """A copy with some fields changed. Not the tuple's own `_replace`: torch 2.6 cannot compile that."""
-        return Projected(**{**dict(zip(Projected._fields, self, strict=True)), **changes})
+        fields: dict[str, Any] = dict(zip(Projected._fields, self, strict=True))
+        return Projected(**{**fields, **changes})
 
 
 Attend = Callable[[Projected], Tensor]

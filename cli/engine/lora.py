@@ -30,7 +30,8 @@ def add(model: nn.Module, config: Config) -> None:
     except ModuleNotFoundError as error:
         raise UsageError('--trainable lora needs PEFT: pip install "timm-neutreno[peft]".') from error
     trained = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
-    rank, targets = config.lora_rank or 16, [*(config.lora_targets or TARGETS)]
+    assert config.lora_rank is not None  # resolved
+    rank, targets = config.lora_rank, [*(config.lora_targets or TARGETS)]
     try:
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), model)
     except ValueError as error:  # no such layer, or one of a kind that PEFT does not know
