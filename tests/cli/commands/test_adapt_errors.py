@@ -122,7 +122,9 @@ def test_a_batch_larger_than_the_data(fails, small):
 def test_a_recipes_batch_shrinks_and_says_so(monkeypatch, capsys, small, tmp_path):
     words = [word for word in map(str, small) if word not in ("--batch-size", "4")]
     monkeypatch.setattr(sys, "argv", ["neutreno-adapt", *words, "--dry-run", "--no-control", "--fidelity", "60"])
-    adapt_main()
+    with pytest.raises(SystemExit) as stop:
+        adapt_main()
+    assert stop.value.code == 0
     printed = capsys.readouterr().err
     assert "batch       12, not the recipe's 64: there are 12 images" in printed
     assert "warning: fidelity 60 is outside [0, 1]" in " ".join(printed.split())
@@ -150,8 +152,6 @@ def test_a_seed_that_no_generator_takes(monkeypatch, capsys, small, value):
 @pytest.mark.parametrize("option", ["--data", "--checkpoint", "--output", "--resume"])
 @pytest.mark.parametrize("value", ["x" * 300, "~nouser/x"])
 def test_names_that_no_file_can_have(fails, small, option, value):
-    if option == "--output" and value[0] == "~":
-        pytest.skip("a folder may be called ~nouser: --output is taken as it is")
     assert "cannot be a file or folder" in fails(2, *small, option, value)
 
 
