@@ -58,6 +58,11 @@ def assert_same_run(one: Path, other: Path) -> None:
                 assert torch.equal(value, second["optimizer"]["state"][index][name]), (index, name)
 
 
+def names(run: Path) -> set[Path]:
+    """Everything in a run's folder, hidden files too."""
+    return {path.relative_to(run) for path in run.rglob("*")}
+
+
 def wait_for(process: subprocess.Popen, path: Path, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not path.exists():
