@@ -300,6 +300,14 @@ def test_no_network_and_nothing_cached(images, tmp_path, name):
     assert "Traceback" not in done.stderr
 
 
+# --- output: 6
+
+
+def test_a_folder_that_cannot_be_made(fails, small, tmp_path):
+    words = [word for word in small if word not in ("--output", tmp_path / "run")]
+    assert "cannot write /proc/run: " in fails(6, *words, "--output", "/proc/run")
+
+
 # --- while it runs
 
 
