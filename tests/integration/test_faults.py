@@ -385,8 +385,8 @@ def test_out_of_memory_names_the_knobs(small, tmp_path):
 def test_a_second_writer_is_refused(small, tmp_path):
     """While a run writes, resuming it elsewhere would mix two runs; the first one goes on."""
     run = tmp_path / "run"
-    process = start(small, "--epochs", 400, "--output", run, "--no-control")
-    wait_for(process, run / NEUTRENO / "last.pth.tar")
+    process = start(small, "--epochs", 4000, "--output", run, "--no-control")
+    wait_for(process, run / "args.yaml", 400)
     _, err = resume("--resume", run, code=6)
     assert f"{run} is being written by process {process.pid} on " in err
     assert process.poll() is None

@@ -21,6 +21,15 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
         files.choose_directory(str(tmp_path / "empty" / "mine"), "x")
 
 
+def test_a_run_that_was_killed_before_its_first_file_can_begin_anew(tmp_path):
+    for name in (files.LOCK, ".args.yaml.123.part"):
+        (tmp_path / name).touch()
+    assert files.choose_directory(str(tmp_path), "x") == tmp_path
+    (tmp_path / ".bashrc").touch()
+    with pytest.raises(UsageError, match="exists and is not empty"):
+        files.choose_directory(str(tmp_path), "x")
+
+
 def test_two_runs_of_one_second_have_two_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda _: "20260101-000000")
