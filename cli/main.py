@@ -67,6 +67,7 @@ def run(commands: typer.Typer) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal, an umlaut to print
     interruption = Interruption()
+    processes.end_with_parent()
     try:
         commands()
     except (Exception, KeyboardInterrupt, SystemExit) as error:
@@ -122,6 +123,5 @@ def adapt_main() -> None:
 
 
 if __name__ == "__main__":  # a worker, with the whole command line of its launcher
-    processes.end_with_parent()
     sys.argv = sys.argv[1:]
     (adapt_main if "adapt" in os.path.basename(sys.argv[0]) else main)()

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from ..config import OPTIONS, Config, changes, flag, from_yaml, resumed, to_yaml
+from ..config import OPTIONS, Config, changes, flag, from_yaml, place, resumed, to_yaml
 from ..errors import CheckpointError, UsageError
 from ..reports.results import RESULTS
 from ..runtime import files, records
@@ -35,10 +35,10 @@ def find_run(config: Config) -> Config:
     if config.resume == "auto":
         if not config.output:
             raise UsageError("--resume auto needs --output RUN, the folder to make or to go on with.")
-        config = replace(config, resume=config.output if (Path(config.output) / ARGUMENTS).exists() else None)
+        config = replace(config, resume=config.output if (place(config.output) / ARGUMENTS).exists() else None)
     if config.resume is None:
         return config
-    folder = Path(config.resume)
+    folder = place(config.resume)
     own = own_config(folder)
     _check_changes(config, own, folder)
     for seed in sorted(path.parent for path in folder.glob(f"seed-*/{ARGUMENTS}")):  # a change must suit all that began

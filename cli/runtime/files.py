@@ -33,10 +33,15 @@ def choose_directory(output: str | None, model_name: str) -> Path:
         return path
     path = Path(output)
     with writing(path):
-        taken = path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir()))
+        taken = path.exists() and (not path.is_dir() or not all(map(_is_ours, path.iterdir())))
     if taken:
         raise UsageError(f"the output {path} exists and is not empty. Nothing is overwritten: choose another --output.")
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a run that was killed before it had written anything whole may have left this."""
+    return path.name == LOCK or (path.name.startswith(".") and path.name.endswith(PART))
 
 
 def make_directory(path: Path) -> Path:

@@ -58,6 +58,11 @@ def assert_same_run(one: Path, other: Path) -> None:
                 assert torch.equal(value, second["optimizer"]["state"][index][name]), (index, name)
 
 
+def names(run: Path) -> set[Path]:
+    """Everything in a run's folder, hidden files too."""
+    return {path.relative_to(run) for path in run.rglob("*")}
+
+
 def wait_for(process: subprocess.Popen, path: Path, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not path.exists():
@@ -66,34 +71,44 @@ def wait_for(process: subprocess.Popen, path: Path, seconds: float = 120) -> Non
         time.sleep(0.005)
 
 
+EVERYTHING = [
+    "--method", "neutreno", "--method", "gfsa", "--learnable-fidelity", "head", "--fidelity-warmup", 1.5, "--seeds", 2,
+    "--drop-path", 0.3, "--random-erasing", 0.5, "--mixup", 0.5, "--ema-decay", 0.9, "--repeated-aug", 2,
+]  # fmt: skip
 KILLED = {
-    "everything": (20, ["--drop-path", 0.3, "--random-erasing", 0.5, "--mixup", 0.5, "--ema-decay", 0.9,
+    "everything": (20, "instants", ["--drop-path", 0.3, "--random-erasing", 0.5, "--mixup", 0.5, "--ema-decay", 0.9,
                         "--fidelity-warmup", 1.5, "--repeated-aug", 2, "--patience", 3]),
-    "three arms, two seeds": (6, ["--method", "neutreno", "--method", "gfsa", "--seeds", 2]),
-    "adapters": (3, ["--trainable", "lora", "--learnable-fidelity", "head", "--ema-decay", 0.9]),
-    "learned strengths": (6, ["--learnable-fidelity", "head", "--fidelity-warmup", 1.5, "--ema-decay", 0.9]),
+    "three arms, two seeds": (6, "instants", EVERYTHING),
+    "adapters": (3, "instants", ["--trainable", "lora", "--learnable-fidelity", "head", "--ema-decay", 0.9]),
+    "at operations on files": (24, "operations", [*EVERYTHING, "--epochs", 2]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KILLED)
-def test_killed_at_random_instants_and_resumed(small, tmp_path, name):
+def test_killed_and_resumed(small, tmp_path, name):
     """SIGKILL wherever it falls: in a step, in a save, in an evaluation. KILLS=30 (environment) kills more often."""
     images, weights = small
-    kills, options = KILLED[name]
+    kills, aim, options = KILLED[name]
     kills = int(os.environ.get("KILLS", kills))
     options = ["--epochs", 4, "--save-every-steps", 1, *options]
-    command = [sys.executable, HERE / "killed_run.py", images, weights, tmp_path, 0, kills, *options]
+    command = [sys.executable, HERE / "killed_run.py", images, weights, tmp_path, 0, kills, aim, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    limit = 600 + 60 * kills
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=600, env=environment, check=True
+        list(map(str, command)), capture_output=True, text=True, timeout=limit, env=environment, check=True
     )
     report = json.loads(done.stdout)
+    print(f"{name}: {len(report['kills'])} kills in {len(report['runs'])} runs: {report['kills']}")
     assert report["whole"] == 0, report["log"]
     assert report["status"] == 0, report["log"]
     assert len(report["kills"]) == kills
     for run in report["runs"]:
         for folder in [*(tmp_path / "whole").glob("seed-*")] or [tmp_path / "whole"]:
             assert_same_run(folder, tmp_path / run / folder.relative_to(tmp_path / "whole"))
+        kept, made = (
+            {path.relative_to(tmp_path / each) for path in (tmp_path / each).rglob("*")} for each in ("whole", run)
+        )
+        assert kept == made  # nothing is missing, and nothing half-written is left, also no hidden file
 
 
 def test_learned_strengths_come_back_as_they_were_learned(small, tmp_path):
@@ -366,3 +381,37 @@ def test_out_of_memory_names_the_knobs(small, tmp_path):
     assert done.returncode == 7, done.stderr
     assert "out of memory" in done.stderr
     assert "--accumulate" in done.stderr
+
+
+def test_a_second_writer_is_refused(small, tmp_path):
+    """While a run writes, resuming it elsewhere would mix two runs; the first one goes on."""
+    run = tmp_path / "run"
+    process = start(small, "--epochs", 4000, "--output", run, "--no-control")
+    wait_for(process, run / "args.yaml", 400)
+    _, err = resume("--resume", run, code=6)
+    assert f"{run} is being written by process {process.pid} on " in err
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    resume("--resume", run, "--time-limit", 1e-5, code=130)  # what was killed holds nothing
+
+
+def test_umlauts_under_a_locale_that_has_none(small, tmp_path):
+    """LC_ALL=C without Python's help: names of classes, folders and files, and all that is written."""
+    root = tmp_path / "Bilder für ±"
+    images, weights = small_run.make(root)
+    for part in ("train", "val"):
+        (images / part / "blue").rename(images / part / "grün")
+    run, locale = root / "Läufe", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    out, _ = small_run.finish(
+        small_run.in_a_process(
+            small_run.command(images, weights, "--output", run, "--seeds", 2, "--epochs", 1), **locale
+        )
+    )
+    assert "mean of 2 seeds" in out
+    for folder in (run, run / "seed-0"):
+        assert str(images) in (folder / "README.md").read_text(encoding="utf-8")
+        assert json.loads((folder / "results.json").read_text(encoding="utf-8"))["models"]
+    again, _ = small_run.finish(small_run.in_a_process(["neutreno-adapt", "--resume", str(run)], **locale))
+    assert again == out
+    assert yaml.safe_load((run / "seed-0" / "args.yaml").read_text(encoding="utf-8"))["class_names"][0].startswith("gr")

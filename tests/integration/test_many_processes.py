@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -164,6 +166,45 @@ def test_a_killed_process_ends_all(small, tmp_path):
     assert "killed" in errors[0]
     for pid in (first, second):
         assert not Path(f"/proc/{pid}").exists()
+
+
+def test_workers_end_and_save_when_their_launcher_is_killed(small, tmp_path):
+    process = begin(small, tmp_path / "run")
+    workers = workers_of(process)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate(timeout=60)
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < end, workers
+        time.sleep(0.1)
+    assert torch.load(tmp_path / "run/arms/neutreno/last.pth.tar")["train_state"]["epoch"] >= 0
+
+
+def test_other_data_on_one_machine_is_refused(small, tmp_path):
+    """Two processes as torchrun starts them on two machines, where a file of one has another name."""
+    images, weights = small
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images/train/red/0.jpg").rename(tmp_path / "images/train/red/other.jpg")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    tasks = []
+    for rank, folder in (("0", images), ("1", tmp_path / "images")):
+        environment = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        argv = small_run.command(folder, weights, "--output", tmp_path / "run")
+        tasks.append(small_run.in_a_process(argv, **environment))
+    said = [task.communicate(timeout=240)[1] for task in tasks]
+    (line,) = [line for err in said for line in err.splitlines() if line.startswith("error")]
+    assert "process 1 has other data than process 0: train names are" in line
+    assert {task.returncode for task in tasks} == {3}
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -83,10 +83,6 @@ def explain(error: BaseException, repo_id: str, revision: str | None = None) -> 
         return f"{repo_id} has no revision {revision!r}. Give a branch, which is made if missing, or leave it out."
     if isinstance(error, ValueError) and "README.md" in str(error):
         return f"the Hub does not accept the metadata at the top of README.md in {repo_id}: {_words(str(error))}"
-    if isinstance(error, json.JSONDecodeError | KeyError | TypeError | AttributeError):
-        return (
-            "the answer is not one of the Hugging Face Hub. Check HF_ENDPOINT, and whether a proxy or portal answers."
-        )
     if is_lost_connection(error):
         return f"no connection to the Hugging Face Hub ({type(error).__name__}). Check the network and HF_ENDPOINT."
     if isinstance(error, HfHubHTTPError):

@@ -115,6 +115,46 @@ def test_unknown_device(fails, small):
     assert "--device" in fails(2, *small, "--device", "abacus")
 
 
+def test_a_batch_larger_than_the_data(fails, small):
+    assert "--batch-size 400 is more than the 12 train images" in fails(2, *small, "--batch-size", 400)
+
+
+def test_a_recipes_batch_shrinks_and_says_so(monkeypatch, capsys, small, tmp_path):
+    words = [word for word in map(str, small) if word not in ("--batch-size", "4")]
+    monkeypatch.setattr(sys, "argv", ["neutreno-adapt", *words, "--dry-run", "--no-control", "--fidelity", "60"])
+    with pytest.raises(SystemExit) as stop:
+        adapt_main()
+    assert stop.value.code == 0
+    printed = capsys.readouterr().err
+    assert "batch       12, not the recipe's 64: there are 12 images" in printed
+    assert "warning: fidelity 60 is outside [0, 1]" in " ".join(printed.split())
+
+
+def test_ones_own_checkpoint_is_not_trained_on_the_digits(fails, weights):
+    line = fails(2, "--checkpoint", weights, "--arch", "vit_tiny_patch16_224", *KWARGS)
+    assert "--data demo if the digits are meant" in line
+
+
+def test_an_input_that_is_no_multiple_of_the_patch(fails, small):
+    line = fails(2, *small, "--img-size", 20)
+    assert "20 x 20 pixels cannot be cut into patches of 8 x 8" in line
+
+
+@pytest.mark.parametrize("value", [-1, 10**23, 2**32])
+def test_a_seed_that_no_generator_takes(monkeypatch, capsys, small, value):
+    monkeypatch.setattr(sys, "argv", ["neutreno-adapt", *map(str, small), f"--seed={value}"])
+    with pytest.raises(SystemExit) as stop:
+        adapt_main()
+    assert stop.value.code == 2
+    assert "seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--data", "--checkpoint", "--output", "--resume"])
+@pytest.mark.parametrize("value", ["x" * 300, "~nouser/x"])
+def test_names_that_no_file_can_have(fails, small, option, value):
+    assert "cannot be a file or folder" in fails(2, *small, option, value)
+
+
 # --- data: 3
 
 
@@ -210,6 +250,37 @@ def test_folder_without_config(fails, small, tmp_path):
     assert "config.json" in fails(4, *small, "--checkpoint", f"local-dir:{tmp_path / 'model'}")
 
 
+@pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:a/b/c", "hf-hub:../x"])
+def test_what_is_no_name_of_a_repository(fails, small, name):
+    assert "give hf-hub:OWNER/NAME" in fails(4, *small, "--checkpoint", name)
+
+
+BAD_CONFIGS = {
+    "no JSON": "{",
+    "not UTF-8": b"\xff\xfe",
+    "too deep": "[" * 100_000,
+    "a list": "[1]",
+    "no architecture": '{"pretrained_cfg": {}}',
+    "an architecture that is a number": '{"architecture": 3, "pretrained_cfg": {}}',
+    "classes that are words": '{"architecture": "vit_tiny_patch16_224", "num_classes": "many", "pretrained_cfg": {}}',
+    "a mean that is a word": '{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": "grey"}}',
+    "arguments that are a list": '{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}, "model_args": [1]}',
+    "a depth that is a word": '{"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {}, '
+    '"model_args": {"depth": "x"}}',
+    "a method that is a number": '{"architecture": "neutreno_vit_tiny_patch16_224", "pretrained_cfg": {}, '
+    '"model_args": {"method": 3}}',
+}
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_a_config_json_that_says_nonsense(fails, small, tmp_path, name):
+    (tmp_path / "model").mkdir()
+    text = BAD_CONFIGS[name]
+    (tmp_path / "model" / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    line = fails(4, *small, "--checkpoint", tmp_path / "model")
+    assert "bug" not in line
+
+
 # --- Hub: 5
 
 
@@ -227,6 +298,14 @@ def test_no_network_and_nothing_cached(images, tmp_path, name):
     assert done.returncode == 5, done.stderr
     assert "embedded" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- output: 6
+
+
+def test_a_folder_that_cannot_be_made(fails, small, tmp_path):
+    words = [word for word in small if word not in ("--output", tmp_path / "run")]
+    assert "cannot write /proc/run: " in fails(6, *words, "--output", "/proc/run")
 
 
 # --- while it runs

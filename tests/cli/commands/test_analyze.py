@@ -165,3 +165,18 @@ def test_wrong_data_and_an_earlier_report(photos, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CliError, match=r"cannot write .*plots: Not a directory"):
         run(PLAIN, "--no-pretrained", "--data", photos, "--output", tmp_path / "file" / "report")
+
+
+@pytest.mark.parametrize("bad", ["model", "image"])
+def test_what_fails_leaves_no_empty_folder(photos, tmp_path, bad):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(b"no image" if bad == "image" else (photos / "0.png").read_bytes())
+    name = PLAIN if bad == "image" else "swin_tiny_patch4_window7_224"
+    with pytest.raises(DataError if bad == "image" else CheckpointError):
+        run(name, "--no-pretrained", "--data", folder, "--output", tmp_path / "new" / "report")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(CliError):
+        run(name, "--no-pretrained", "--data", folder, "--output", tmp_path / "mine")
+    assert list((tmp_path / "mine").iterdir()) == []  # a folder that was there stays

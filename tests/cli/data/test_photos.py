@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hosts import build
@@ -42,6 +44,10 @@ def test_wrong_folders_and_images_are_named(tmp_path):
         find_photos(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"there are no images \(\.bmp"):
         find_photos(tmp_path)
+    os.mkfifo(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"cannot read the image .*a\.tif: it is a pipe, no file"):
+        list(photo_batches(find_photos(tmp_path), build("vit")))
+    (tmp_path / "a.tif").unlink()
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(DataError, match=r"cannot read the image .*broken\.jpg"):
         list(photo_batches(find_photos(tmp_path), build("vit")))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from integration import small_run
+from PIL import Image
 from timm_neutreno_cli.config import Config
-from timm_neutreno_cli.data.sources import fingerprint, open_datasets, subsample
+from timm_neutreno_cli.data.sources import check_equal, fingerprint, open_datasets, subsample
 from timm_neutreno_cli.errors import DataError
 
 
@@ -94,3 +96,36 @@ def test_one_image_of_a_class_cannot_be_split(images):
         path.unlink()
     with pytest.raises(DataError, match=r"class 'red' in .* has too few images"):
         open_datasets(Config(data=str(images / "train")))
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".tif", ".tiff", ".bmp"])
+def test_images_of_every_format_are_used(images, suffix):
+    for part, count in (("train", 16), ("val", 4)):
+        paths = sorted((images / part).rglob("*.jpg"))
+        for path in paths[::2]:
+            Image.open(path).save(path.with_suffix(suffix))
+            path.unlink()
+        assert len(getattr(open_datasets(Config(data=str(images))), part)) == count
+
+
+def test_val_images_from_test_are_said(images):
+    (images / "val").rename(images / "test")
+    assert open_datasets(Config(data=str(images))).label == f"{images} (val: its test/)"
+
+
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(images):
+    path = images / "train" / "blue" / "0.jpg"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match=f"cannot read the image {path}: it is a pipe, no file"):
+        open_datasets(Config(data=str(images))).train[0]
+    assert open_datasets(Config(data=str(images), skip_bad_images=True)).train[0]
+
+
+def test_other_data_in_another_process_is_refused(images):
+    here = fingerprint(open_datasets(Config(data=str(images))))
+    check_equal([here, dict(here)])
+    (images / "train" / "red" / "0.jpg").rename(images / "train" / "red" / "other.jpg")
+    there = fingerprint(open_datasets(Config(data=str(images))))
+    with pytest.raises(DataError, match="process 2 has other data than process 0: train names are"):
+        check_equal([here, here, there])

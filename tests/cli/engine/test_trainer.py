@@ -15,7 +15,7 @@ from timm_neutreno_cli.engine import setup
 from timm_neutreno_cli.engine.arms import Models, list_arms
 from timm_neutreno_cli.engine.checkpoint import resolve_checkpoint
 from timm_neutreno_cli.engine.trainer import Trainer
-from timm_neutreno_cli.errors import Interrupted, TrainingError, UsageError
+from timm_neutreno_cli.errors import CheckpointError, Interrupted, TrainingError, UsageError
 from timm_neutreno_cli.runtime.console import Console
 from timm_neutreno_cli.runtime.processes import World
 from timm_neutreno_cli.runtime.signals import StopSignal
@@ -95,6 +95,29 @@ def test_stopped_after_any_step_it_ends_bit_equal(trainer, steps, options):
             assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
     for one, other in zip(log(whole), log(resumed), strict=True):
         assert all(one[name] == other[name] for name in one if name not in TIMED)
+
+
+def test_the_log_has_no_figure_that_was_not_measured(trainer):
+    """The similarity of tokens is measured after the last epoch only."""
+    found = trainer(ema_decay=0.9)
+    found.run()
+    first, last = ({key for key in record if "similarity" in key} for record in log(found))
+    assert first == set()
+    assert last == {"val_similarity", "val_similarity_error", "val_ema_similarity", "val_ema_similarity_error"}
+    header = (found.arm.directory / "metrics.csv").read_text().splitlines()
+    values = dict(zip(header[0].split(","), header[1].split(","), strict=True))
+    assert values["val_similarity_error"] == ""
+
+
+def test_a_checkpoint_of_another_model_is_named(trainer):
+    first = trainer("run")
+    first.run()
+    path = first.arm.directory / "last.pth.tar"
+    content = torch.load(path)
+    content["state_dict"] = {"other": torch.zeros(3)}
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"the checkpoint in .*neutreno is not of this neutreno model: "):
+        trainer("run")
 
 
 def test_a_finished_arm_trains_no_further(trainer):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import pytest
 from figures import STRENGTHS, evaluation, result
+from timm_neutreno_cli.errors import CheckpointError
 from timm_neutreno_cli.reports import epochs, tables
 from timm_neutreno_cli.reports.results import Evaluations, RunResult
 
@@ -38,10 +41,52 @@ def test_rows_are_called_in_words_and_ordered_by_arms(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("file", ["results.json", "evaluations.json"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows["neutreno"].pop("top1"), "of neutreno, top1 is missing"),
+        (lambda rows: rows["neutreno"].update(similarity=[]), "of neutreno, similarity is empty"),
+        (lambda rows: rows["neutreno"].update(loss="low"), "of neutreno, loss must be of the kind float, got 'low'"),
+        (lambda rows: rows["neutreno"].update(images=0), "images cannot be 0"),
+        (lambda rows: rows["neutreno"].update(top1=float("nan")), "top1 cannot be nan"),
+        (
+            lambda rows: rows["neutreno"].update(strengths={"fidelity": {"min": 1}}),
+            "fidelity are incomplete",
+        ),
+        (lambda rows: rows.update(neutreno=3), "of neutreno, it is no mapping|models must be of the kind"),
+    ],
+)
+def test_a_row_that_no_evaluation_gives_is_named(tmp_path, file, change, words):
+    result(MODELS).write(tmp_path)
+    document = json.loads((tmp_path / "results.json").read_text())
+    change(document["models"])
+    (tmp_path / file).write_text(json.dumps(document if file == "results.json" else document["models"]))
+    with pytest.raises(CheckpointError, match=words) as refused:
+        RunResult.read(tmp_path) if file == "results.json" else Evaluations(tmp_path, writes=True)
+    assert str(tmp_path / file) in str(refused.value)
+
+
+def test_a_result_without_its_main_model_is_refused(tmp_path):
+    document = {**result(MODELS).document(), "main": "gfsa"}
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="models has no gfsa"):
+        RunResult.read(tmp_path)
+
+
+def test_names_cannot_break_out_of_the_readme():
+    found = replace(result(MODELS), checkpoint="x|y\n# <img src=z>", data="[a](b) `c`", output='a"b')
+    text = found.readme()
+    assert r"Checkpoint: x\|y # \<img src=z\>. Data: \[a\](b) \`c\`," in text
+    assert r'"local-dir:a\"b"' in text
+
+
 def test_one_table_in_three_notations():
     rows = [("model", "top-1"), ("a|b <c>", "81.00")]
     assert tables.plain(rows) == "model    top-1\n--------------\na|b <c>  81.00"
-    assert tables.markdown(rows).splitlines() == ["| model | top-1 |", "|---|---|", "| a|b <c> | 81.00 |"]
+    assert tables.markdown(rows).splitlines() == [
+        "| model | top-1 |", "|---|---|", r"| a\|b \<c\> | 81.00 |",
+    ]  # fmt: skip
     assert "<td>a|b &lt;c&gt;</td>" in tables.html(rows)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 from timm_neutreno_cli.errors import OutputError, UsageError
@@ -17,6 +19,15 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
         files.choose_directory(str(tmp_path / "empty"), "x")
     with pytest.raises(UsageError, match="exists and is not empty"):
         files.choose_directory(str(tmp_path / "empty" / "mine"), "x")
+
+
+def test_a_run_that_was_killed_before_its_first_file_can_begin_anew(tmp_path):
+    for name in (files.LOCK, ".args.yaml.123.part"):
+        (tmp_path / name).touch()
+    assert files.choose_directory(str(tmp_path), "x") == tmp_path
+    (tmp_path / ".bashrc").touch()
+    with pytest.raises(UsageError, match="exists and is not empty"):
+        files.choose_directory(str(tmp_path), "x")
 
 
 def test_two_runs_of_one_second_have_two_folders(tmp_path, monkeypatch):
@@ -59,3 +70,48 @@ def test_what_a_killed_process_left_is_removed_and_the_rest_stays(tmp_path):
     (tmp_path / ".gitignore").write_text("")
     files.remove_partial(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".gitignore", "last.pth.tar"]
+
+
+def test_the_bytes_are_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """Else a crash of the machine leaves an empty file under the name of the old one."""
+    done = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (done.append("sync"), sync(number)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names)))
+    files.write_text(tmp_path / "results.json", "new")
+    assert done == ["sync", "rename", "sync"]  # the file, its name, the folder
+
+
+def test_text_is_utf8_and_keeps_the_bytes_of_names_that_the_locale_cannot_read(tmp_path):
+    files.write_text(tmp_path / "x", "± ü \udcc3\udcbc")
+    assert (tmp_path / "x").read_bytes() == "± ü ü".encode()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from timm_neutreno_cli.runtime import files
+with files.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_writer_and_a_killed_one_is_none(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OutputError, match=f"is being written by process {other.pid} on "), files.locked(tmp_path):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    with files.locked(tmp_path):
+        assert files.choose_directory(str(tmp_path), "x") == tmp_path  # the lock's own file is nothing in it
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_failed_command_leaves_the_lock_free(tmp_path):
+    with pytest.raises(KeyError), files.locked(tmp_path):
+        raise KeyError
+    assert os.listdir(tmp_path) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from timm_neutreno_cli.errors import UsageError
 from timm_neutreno_cli.runtime import processes
@@ -63,3 +65,47 @@ def test_another_process_s_end_is_known_from_an_error_of_ours():
     assert processes.is_peer_failure(RuntimeError("[gloo/transport/tcp] Connection closed by peer"))
     assert not processes.is_peer_failure(RuntimeError("shape mismatch"))
     assert not processes.is_peer_failure(ValueError("Connection reset"))
+
+
+SLURM = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[1-2]"}
+
+
+@pytest.mark.parametrize("name", SLURM)
+@pytest.mark.parametrize("value", ["", "many", "-1", None])
+def test_wrong_variables_of_slurm_are_named(monkeypatch, name, value):
+    variables = {**SLURM, name: value}
+    variables = {key: word for key, word in variables.items() if word is not None}
+    if (name == "SLURM_STEP_NUM_TASKS" and value is None) or (
+        name == "SLURM_STEP_NODELIST" and value in ("many", "-1")
+    ):
+        processes.environment(variables)  # not a step; names of machines
+        return
+    with pytest.raises(UsageError, match=name):
+        processes.environment(variables)
+    for key, word in variables.items():
+        monkeypatch.setenv(key, word)
+    assert (processes.rank(), processes.in_worker()) == (0, False)  # asked while the error is said
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"RANK": "2"}, "RANK 2 of WORLD_SIZE 2"), ({"RANK": "x"}, "RANK is x"), ({"MASTER_PORT": "http"}, "MASTER_PORT")],
+)
+def test_wrong_variables_of_torchrun_are_named(monkeypatch, changed, words):
+    good = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for key, word in {**good, **changed}.items():
+        monkeypatch.setenv(key, word)
+    with pytest.raises(UsageError, match=words):
+        processes.init("cpu")
+
+
+def test_a_port_that_another_program_has(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        words = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for key, word in words.items():
+            monkeypatch.setenv(key, word)
+        with pytest.raises(UsageError, match=f"cannot meet at 127.0.0.1:{port}: another program has it: set another"):
+            processes.init("cpu")
