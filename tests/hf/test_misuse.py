@@ -139,8 +139,9 @@ def test_another_implementation_after_patch():
 def test_models_whose_implementation_cannot_be_set():
     """transformers reads the source of the class's module, which a notebook does not have, and only warns."""
     model = build("gpt2")
-    model.__class__ = type("Custom", (GPT2LMHeadModel,), {"__module__": "a_notebook"})
-    model.transformer.__class__ = type("CustomModel", (GPT2Model,), {"__module__": "a_notebook"})
+    names = {"__module__": "a_notebook", "_can_set_attn_implementation_cached_value": None}  # not the parent's answer
+    model.__class__ = type("Custom", (GPT2LMHeadModel,), names)
+    model.transformer.__class__ = type("CustomModel", (GPT2Model,), names)
     refused(model, r"Custom:\n  \(the model\)  not yet: transformers' set_attn_implementation does not reach")
 
 
