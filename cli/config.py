@@ -237,7 +237,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         # the embedded digits on canvases of 64 pixels
         "digits": dict(
-            base_lr=1.6e-2, epochs=10, batch_size=32, img_size=64, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
+            base_lr=3.2e-2, epochs=10, batch_size=16, img_size=64, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
             label_smoothing=0.0, color_jitter=0.3, hflip=0.0, scale_min=0.8, scale_max=1.25,
         ),
     },

@@ -10,7 +10,7 @@ from timm_neutreno.probing.masks import indices
 
 from ..config import Config
 from ..errors import DataError, one_line
-from .segmentation import MaskedImages, ignored_labels, number_of_labels
+from .masks import MaskedImages, ignored_labels, number_of_labels
 from .sources import Datasets
 
 IMAGE, MASKS = "image", ("annotation", "label", "mask")  # names of columns; of several for masks the first

@@ -91,7 +91,7 @@ def test_evaluate_gives_the_figures_again(whole, called):
 
 
 def test_analyze_measures_both_parts(whole, small, called, tmp_path):
-    folder, document = whole
+    folder, _ = whole
     argv = ["neutreno", "analyze", folder / "arms" / "control", "--data", small[0] / "images" / "val", "--output",
             tmp_path / "report", "--metrics", "block_similarity,spectra", "--json"]  # fmt: skip
     found = json.loads(called(neutreno_main, argv)[0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from hosts import HOSTS, build, images, randomize
@@ -276,4 +275,4 @@ def test_learning_rates_by_layer():
 def test_the_import_is_lazy():
     assert timm_neutreno.Segmenter is Segmenter
     assert "Segmenter" in timm_neutreno.__all__
-    assert timm.is_model("neutreno_deit_tiny")
+    assert Segmenter("deit_tiny", 2).config()["encoder"] == "deit_tiny_patch16_224"

@@ -30,6 +30,11 @@ RECIPE = (  # of args.yaml: what one must know to do it again
     "clip_grad", "repeated_aug", "ema_decay", "trainable", "lora_rank", "lora_targets", "fidelity_warmup", "seed",
     "device", "amp", "limit_batches",
 )  # fmt: skip
+OF_CLASSES = ("mixup", "cutmix", "random_erasing", "auto_augment", "crop_scale", "repeated_aug")
+OF_MASKS = (
+    "img_size", "opt", "sched", "scale_min", "scale_max", "decoder_depth", "decoder_dropout", "window_stride",
+    "ignore_label", "reduce_zero_label",
+)  # fmt: skip
 FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 Describe = Callable[[str, dict[str, Any], dict[str, Any] | None, str | None], tuple[dict[str, Any], dict[str, str]]]
 LOCAL = re.compile(r"(?!(hf-hub:|hf_hub:|torch/|hfds/|hfids/|wds/|tfds/)).*[/\\]", re.IGNORECASE)
@@ -282,8 +287,10 @@ def result_section(results: dict[str, Any], units: str) -> str:
 
 
 def _recipe(arguments: dict[str, Any]) -> str:
-    recipe = ", ".join(
-        f"{key} {escaped(str(arguments[key]))}" for key in RECIPE if arguments.get(key) not in (None, "", [])
-    )
+    keys: tuple[str, ...] = RECIPE
+    if arguments.get("task") == "segmentation":
+        keys = (*(key for key in RECIPE if key not in OF_CLASSES), *OF_MASKS)
+    recipe = ", ".join(f"{key} {escaped(str(arguments[key]))}" for key in keys if arguments.get(key) not in (None, "", []))
     versions = ", ".join(f"{key} {escaped(str(value))}" for key, value in arguments.get("versions", {}).items())
-    return f"## Recipe\n\n`neutreno-adapt` with {recipe}.\n\nVersions: {versions}."
+    task = " --task segmentation" if arguments.get("task") == "segmentation" else ""
+    return f"## Recipe\n\n`neutreno-adapt{task}` with {recipe}.\n\nVersions: {versions}."

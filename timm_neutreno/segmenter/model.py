@@ -21,6 +21,7 @@ from ..hub import card
 from ..hub.save import patch_arguments
 from ..hub.segmentation_card import segmenter as segmenter_card
 from ..names import METHOD_ARGUMENTS, PREFIX, base_name
+from ..neutreno_vit import ALIASES
 from ..surgery import is_patched, patch
 from .decoder import MaskTransformer
 from .inference import Size, predict
@@ -245,6 +246,7 @@ def create(encoder: str | nn.Module, pretrained: bool, arguments: Mapping[str, A
     """The encoder as timm makes it, for images of any size where its class can."""
     if isinstance(encoder, nn.Module):
         return encoder
+    encoder = ALIASES.get(encoder, encoder)
     sized = {"dynamic_img_size": True} if takes_any_size(encoder, arguments) else {}
     return timm.create_model(encoder, pretrained=pretrained, num_classes=0, **{**sized, **arguments})
 
