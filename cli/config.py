@@ -118,6 +118,10 @@ class Config:
     repeated_aug: int = _recipe(1, "Augmentations of an image per epoch, of so many fewer images.", "[1, inf)")
     ema_decay: float = _recipe(0.0, "Average the weights, and evaluate them beside the raw ones; 0 for none.", "[0, 1)")
     trainable: str = _option("all", "What is trained: all, attention, strengths (of methods), fidelity or head. The first two include the head.", TRAIN, SAME, "--trainable", "--train", choices=("all", "attention", "strengths", "fidelity", "head"))
+    freeze_blocks: int = _option(0, "Leave the patch embedding and the first so many blocks as they are.", TRAIN, range="[0, inf)")
+    class_weights: str | None = _option(None, "balanced: a class of few train images counts as much as one of many.", TRAIN, choices=("balanced",))
+    anchor: str | None = _option(None, "gram: keep the similarities of patch tokens that the checkpoint has (DINOv3's Gram loss).", TRAIN, choices=("gram",))
+    anchor_weight: float = _option(1.0, "Weight of that loss beside the task's.", TRAIN, range="(0, inf)")
     teacher: str | None = _option(None, "Distil from a timm model with the same classes.", TRAIN)
     distill_weight: float = _option(0.5, "Share of the teacher in the loss.", TRAIN, range="[0, 1]")
     distill_temperature: float = _option(1.0, "Temperature of both softmaxes in that share.", TRAIN, range="(0, inf)")
@@ -230,6 +234,7 @@ def flag(name: str) -> str:
 EXCLUSIVE = [
     ("fsdp", "compile", "sharded blocks are not compiled. Leave one out."),
     ("fsdp", "teacher", "the teacher would not be sharded. Leave one out."),
+    ("fsdp", "anchor", "the frozen start model would not be sharded. Leave one out."),
     ("fsdp", "ema_decay", "averaged weights would not be sharded: pass --ema-decay 0."),
 ]
 

@@ -11,6 +11,7 @@ import typer
 from .commands.adapt import adapt, show_version
 from .commands.analyze import analyze
 from .commands.evaluate import evaluate
+from .commands.export import export
 from .commands.models import models
 from .commands.probe import probe
 from .commands.push import push
@@ -30,6 +31,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, context_
 app.callback()(options)
 app.command()(adapt)
 app.command()(evaluate)
+app.command()(export)
 app.command()(analyze)
 app.command()(models)
 app.command()(probe)

@@ -11,10 +11,11 @@ from typing import Annotated
 import typer
 
 from ..config import Config
-from ..errors import UsageError
+from ..errors import OutputError, UsageError
 from ..reports import tables
+from ..reports.results import RESULTS
+from ..runtime import files
 from ..runtime.console import Console
-from .analyze import prepare_output
 from .options import takes_config
 
 OUTPUT = "Folder for confusion.png, the tables and results.json. (default: runs/TIME-evaluate)"
@@ -70,8 +71,11 @@ def evaluated(
         document = evaluate_model(model, config, console)
         return document, tables.plain([tables.HEADER, tables.row(document["model"], document)])
     folder = output or Path("runs") / time.strftime("%Y%m%d-%H%M%S-evaluate")
-    prepare_output(folder, overwrite)
+    if (folder / RESULTS).exists() and not overwrite:
+        raise OutputError(f"{folder} holds a report already: add --overwrite to replace it, or name another --output.")
+    files.make_directory(folder)
     document = examine(model, config, console, folder, per_class=per_class, robust=robustness)
     parts = [tables.plain(tables.cells(document["models"], False))]
     parts += [f"{title}\n\n{tables.plain(rows)}" for title, rows in printed(document)]
+    parts += [f"{arm} most often: {words}." for arm, words in document.get("mistaken", {}).items() if words]
     return document, "\n\n".join([*parts, "\n".join(document["verdict"]), f"Tables and plots: {folder}"])
