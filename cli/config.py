@@ -119,8 +119,8 @@ class Config:
     ema_decay: float = _recipe(0.0, "Average the weights, and evaluate them beside the raw ones; 0 for none.", "[0, 1)")
     trainable: str = _option("all", "What is trained: all, attention, strengths (of methods), fidelity or head. The first two include the head.", TRAIN, SAME, "--trainable", "--train", choices=("all", "attention", "strengths", "fidelity", "head"))
     freeze_blocks: int = _option(0, "Leave the patch embedding and the first so many blocks as they are.", TRAIN, range="[0, inf)")
-    class_weights: str | None = _option(None, "balanced: a class of few train images counts as much as one of many.", TRAIN, choices=("balanced",))
-    anchor: str | None = _option(None, "gram: keep the similarities of patch tokens that the checkpoint has (DINOv3's Gram loss).", TRAIN, choices=("gram",))
+    class_weights: str = _option("none", "balanced: a class of few train images counts as much as one of many.", TRAIN, choices=("none", "balanced"))
+    anchor: str = _option("none", "gram: keep the similarities of patch tokens that the checkpoint has (DINOv3's Gram loss).", TRAIN, choices=("none", "gram"))
     anchor_weight: float = _option(1.0, "Weight of that loss beside the task's.", TRAIN, range="(0, inf)")
     teacher: str | None = _option(None, "Distil from a timm model with the same classes.", TRAIN)
     distill_weight: float = _option(0.5, "Share of the teacher in the loss.", TRAIN, range="[0, 1]")
@@ -261,7 +261,7 @@ def check(config: Config) -> None:
     if config.trainable in ("fidelity", "strengths") and config.control:
         raise UsageError(f"--trainable {config.trainable} leaves the control nothing to train: pass --no-control too.")
     for one, other, why in EXCLUSIVE:
-        if getattr(config, one) and getattr(config, other):
+        if all(getattr(config, name) not in (None, False, 0, "none") for name in (one, other)):
             raise UsageError(f"{flag(one)} and {flag(other)} do not go together: {why}")
     if config.fsdp and config.amp_dtype == "float16":
         raise UsageError("--fsdp takes bfloat16: pass --amp-dtype bfloat16.")

@@ -29,7 +29,7 @@ def make(parts: Parts, directory: Path) -> tuple[dict[str, Any], str]:
     arm = arms[-1]  # of the control the steps would be shorter
     model = models.build(arm)
     parameters = sum(p.numel() for p in model.parameters())
-    start = models.original if config.anchor else None
+    start = models.original if config.anchor == "gram" else None
     trainer = Trainer(model, models.architecture(arm), parts.teacher, parts.train(), None, arm, context, start)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     step, wait = _measure(trainer)

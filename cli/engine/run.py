@@ -137,7 +137,7 @@ def train_arm(arm: Arm, parts: Parts, evaluations: Evaluations) -> None:
         files.remove_partial(arm.directory)
     processes.broadcast(None)  # the others look into the folder when it is there
     model, architecture = parts.models.build(arm), parts.models.architecture(arm)
-    start = parts.models.original if context.config.anchor else None
+    start = parts.models.original if context.config.anchor == "gram" else None
     trainer = Trainer(model, architecture, parts.teacher, parts.train(), parts.val, arm, context, start)
     if context.world.first and not trainer.state.done:
         (arm.directory / WEIGHTS[-1]).unlink(missing_ok=True)  # of fewer epochs; its weights are in last.pth.tar

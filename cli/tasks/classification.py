@@ -36,7 +36,7 @@ def training_task(
     """
     soft = bool(config.mixup or config.cutmix)
     criterion: dict[str, Any] = {"criterion_kwargs": {"smoothing": config.label_smoothing, "soft_targets": soft}}
-    if config.class_weights:
+    if config.class_weights == "balanced":
         balanced = balanced_weights(class_counts(images, model.num_classes)).to(device)  # type: ignore[arg-type]
         smoothing = 0.0 if soft else config.label_smoothing  # mixing has smoothed the targets already
         criterion = {"criterion": partial(weighted_cross_entropy, weights=balanced, smoothing=smoothing)}
