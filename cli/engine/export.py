@@ -15,7 +15,7 @@ from timm.data import resolve_model_data_config
 from timm.models._input import get_model_input_config
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, OutputError, UsageError, one_line
+from ..errors import CheckpointError, CliError, OutputError, UsageError, one_line
 from ..runtime import files
 from .checkpoint import build, resolve_checkpoint
 
@@ -72,14 +72,13 @@ def _export(name: str, model: nn.Module, shape: tuple[int, ...], path: Path, wri
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                answer = write(model, torch.zeros(2, *shape), beside)
-            except (OSError, OutputError):
+                difference = compare(model, write(model, torch.zeros(2, *shape), beside), shape, path)
+            except (OSError, CliError):
                 raise
             except Exception as error:  # what a converter cannot do ends in errors of many kinds
                 raise CheckpointError(
                     f"{name} cannot be exported to {path.suffix[1:]}: {one_line(error)[:300]}"
                 ) from error
-        difference = compare(model, answer, shape, path)
         for part in sorted(Path(folder).iterdir(), reverse=True):  # weights beside the file first
             part.replace(path.parent / part.name)
     return difference
