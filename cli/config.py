@@ -150,6 +150,10 @@ class Config:
     repeated_aug: int = _recipe(1, "Number of differently augmented copies of an image in an epoch, which then has as many times fewer images.", "[1, inf)", **_CLASSES)
     ema_decay: float = _recipe(0.0, "Average the weights over the steps with this decay, and evaluate the averages beside the weights; 0 turns it off.", "[0, 1)")
     trainable: str = _option("all", "Which part is trained: all, attention, lora (low-rank adapters, merged into what is saved), strengths (the learnable ones of the methods), fidelity or head. With the first three the head is trained too.", TRAIN, SAME, "--trainable", "--train", choices=("all", "attention", "lora", "strengths", "fidelity", "head"))
+    freeze_blocks: int = _option(0, "Leave the patch embedding and the first so many blocks as they are.", TRAIN, range="[0, inf)", **_CLASSES)
+    class_weights: str = _option("none", "balanced: a class of few train images counts as much as one of many.", TRAIN, choices=("none", "balanced"), **_CLASSES)
+    anchor: str = _option("none", "gram: keep the similarities of patch tokens that the checkpoint has (DINOv3's Gram loss).", TRAIN, choices=("none", "gram"), **_CLASSES)
+    anchor_weight: float = _option(1.0, "Weight of that loss beside the task's.", TRAIN, range="(0, inf)", **_CLASSES)
     lora_rank: int | None = _option(None, "Rank of the adapters of --trainable lora. (default: 16)", TRAIN, range="[1, inf)")
     lora_targets: list[str] = _option([], "Layers that get an adapter, by the end of their name, such as mlp.fc1. Can be repeated. (default: those of the attention)", TRAIN)
     teacher: str | None = _option(None, "A model in timm with the same classes, to distil from.", TRAIN, **_CLASSES)
@@ -290,6 +294,7 @@ DEFAULTS = {item.name: getattr(Config(), item.name) for item in fields(Config) i
 EXCLUSIVE = [
     ("fsdp", "compile", "sharded blocks are not compiled. Leave one out."),
     ("fsdp", "teacher", "the teacher would not be sharded. Leave one out."),
+    ("fsdp", "anchor", "the frozen start model would not be sharded. Leave one out."),
     ("fsdp", "ema_decay", "averaged weights would not be sharded: pass --ema-decay 0."),
 ]
 
@@ -330,7 +335,7 @@ def check(config: Config) -> None:
     if config.scale_min > config.scale_max:
         raise UsageError(f"--scale-min {config.scale_min} is above --scale-max {config.scale_max}.")
     for one, other, why in EXCLUSIVE:
-        if getattr(config, one) and getattr(config, other):
+        if all(getattr(config, name) not in (None, False, 0, "none") for name in (one, other)):
             raise UsageError(f"{flag(one)} and {flag(other)} do not go together: {why}")
     if config.fsdp and config.amp_dtype == "float16":
         raise UsageError("--fsdp takes bfloat16: pass --amp-dtype bfloat16.")

@@ -15,6 +15,7 @@ from .commands.command import Command, Group
 from .commands.compare import compare
 from .commands.env import env
 from .commands.evaluate import evaluate
+from .commands.export import export
 from .commands.models import models
 from .commands.predict import predict
 from .commands.probe import probe
@@ -50,6 +51,7 @@ app.callback()(options)
 app.command(cls=Command)(adapt)
 app.command(cls=Command)(evaluate)
 app.command(cls=Command)(compare)
+app.command(cls=Command)(export)
 app.command(cls=Command)(analyze)
 app.command(cls=Command)(models)
 app.command(cls=Command)(predict)

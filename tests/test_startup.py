@@ -24,6 +24,7 @@ def test_the_import_loads_no_module_that_only_some_users_need():
     )
     at_import, later = (set(line.split()) for line in run(code).splitlines())
     assert "timm_neutreno.surgery" in at_import
+    assert not [name for name in at_import if name.startswith("timm_neutreno_cli")]
     assert not at_import & {"matplotlib", "transformers", *(f"timm_neutreno.{name}" for name in LAZY)}
     assert {
         "transformers",

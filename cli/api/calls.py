@@ -79,7 +79,7 @@ def _in_processes(config: Config, count: int) -> tuple[dict[str, Any], str]:
 def _adapted(document: dict[str, Any], text: str, config: Config) -> Result:
     if "models" not in document:  # a plan
         return Result({}, (), {}, document, text)
-    folder = Path(document["output"])
+    folder = Path(document["output"]).absolute()  # the models are there, wherever the process goes
     several = "seeds" in document
     runs = {f"seed-{seed}/": folder / f"seed-{seed}" for seed in document["seeds"]} if several else {"": folder}
     trained = [key for key in document["models"] if tables.is_trained(key)]

@@ -79,4 +79,5 @@ def evaluated(
         document = examine(model, config, console, folder, per_class=per_class, robust=robustness)
     parts = [tables.plain(tables.cells(document["models"], False))]
     parts += [f"{title}\n\n{tables.plain(rows)}" for title, rows in printed(document)]
+    parts += [f"{arm} most often: {words}." for arm, words in document.get("mistaken", {}).items() if words]
     return document, "\n\n".join([*parts, "\n".join(document["verdict"]), f"Tables and plots: {folder}"])

@@ -33,12 +33,13 @@ def examine(
         name: As of `evaluate_model`.
         given: Likewise.
         console: Likewise.
-        output: Folder, made before, for results.json, per_class.csv, confusion.png and confusion-MODEL.csv.
+        output: Folder that exists, for results.json, per_class.csv, confusion.png and confusion-MODEL.csv.
         per_class: Compare class by class.
         robust: Corrupt and attack the images.
 
     Returns:
-        {"model", "data", "output", "models" (as of a run, by arm), "verdict", "per_class", "robustness"}.
+        {"model", "data", "output", "models" (as of a run, by arm), "verdict", "per_class", "mistaken",
+        "robustness"}.
 
     Raises:
         CliError: As `evaluate_model`.
@@ -59,7 +60,7 @@ def examine(
         "model": name, "data": opened.datasets.label, "output": str(output), "models": found, "verdict": []
     }  # fmt: skip
     if per_class:
-        document["per_class"] = _classes(answers, opened, output)
+        document["per_class"], document["mistaken"] = _classes(answers, opened, output)
         methods = list(document["per_class"][0]["against_control"])
         document["verdict"] += classes.sentences(document["per_class"], methods, len(answers.target))
     if robust:
@@ -86,8 +87,8 @@ def confusion_matrix(target: Tensor, predicted: Tensor, count: int) -> Tensor:
     return torch.bincount(target * count + predicted, minlength=count**2).reshape(count, count)
 
 
-def _classes(answers: Responses, opened: Opened, output: Path) -> list[dict[str, Any]]:
-    """The figures of each class; the picture and the tables are written."""
+def _classes(answers: Responses, opened: Opened, output: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The figures of each class, and each model's most frequent mistakes; the picture and the tables are written."""
     count = opened.datasets.num_classes
     names = opened.datasets.class_names or list(map(str, range(count)))
     predicted = answers.predicted[CLEAN]
@@ -101,7 +102,7 @@ def _classes(answers: Responses, opened: Opened, output: Path) -> list[dict[str,
     titles = {arm: f"{arm}: {100 * answers.correct(CLEAN, arm).mean():.2f} % right" for arm in matrices}
     with files.writing(output / "confusion.png"):
         confusion.plot_confusion({titles[arm]: matrices[arm] for arm in matrices}, names, output / "confusion.png")
-    return rows
+    return rows, {arm: classes.confused(matrix, names) for arm, matrix in matrices.items()}
 
 
 def _wins(answers: Responses, method: str, count: int) -> list[tuple[int, int]]:

@@ -30,7 +30,8 @@ def make(parts: Parts, directory: Path) -> tuple[dict[str, Any], str]:
     arm = arms[-1]  # of the control the steps would be shorter
     model = models.build(arm)
     parameters = sum(p.numel() for p in model.parameters())
-    trainer = Trainer(model, models.architecture(arm), parts.teacher, parts.train(), None, arm, context)
+    start = models.original if config.anchor == "gram" else None
+    trainer = Trainer(model, models.architecture(arm), parts.teacher, parts.train(), None, arm, context, start)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     step, wait = _measure(trainer)
     runs, steps = len(arms) * config.seeds, trainer.steps * config.epochs

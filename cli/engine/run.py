@@ -169,9 +169,10 @@ def train_arm(arm: Arm, parts: Parts, evaluations: Evaluations, index: int, seed
         files.make_directory(arm.directory)
     processes.broadcast(None)  # the others look into the folder when it is there
     model, architecture = parts.models.build(arm), parts.models.architecture(arm)
+    start = parts.models.original if context.config.anchor == "gram" else None
     trainer = Trainer(
         model, architecture, parts.teacher, parts.train(), parts.val, arm, context, f"arm {index}/{count}",
-        count - index + count * seeds_after,
+        count - index + count * seeds_after, start,
     )  # fmt: skip
     if context.world.first and not trainer.state.done:
         (arm.directory / WEIGHTS[-1]).unlink(missing_ok=True)  # of fewer epochs; its weights are in last.pth.tar

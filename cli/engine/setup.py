@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from typing import Any
 
 import timm
 import torch
+from timm.models._manipulate import group_with_matcher
 from timm.task import TrainingTask
 from torch import nn
 
 from timm_neutreno.methods import STRENGTHS
+from timm_neutreno.support import find_vits
 
 from ..config import Config
 from ..data.loaders import default_workers
@@ -196,6 +199,26 @@ def freeze_except(model: nn.Module, trainable: str) -> None:
         parameter.requires_grad_(parameter.requires_grad and chosen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(f"--trainable {trainable} leaves a model without learnable strengths nothing to train.")
+
+
+def freeze_blocks(model: Any, count: int) -> None:
+    """Freeze what lies before the blocks, and the first `count` blocks; 0 freezes nothing.
+
+    Raises:
+        UsageError: If there are not so many blocks, or nothing is left to train.
+    """
+    if not count:
+        return
+    depth = len(find_vits(model)[0].blocks)
+    if count > depth:
+        raise UsageError(f"--freeze-blocks {count}: the model has {depth} blocks.")
+    layers = group_with_matcher(model.named_parameters(), model.group_matcher(coarse=False), reverse=True)
+    for name, parameter in model.named_parameters():
+        block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
+        if layers[name] == 0 or (block and int(block[1]) < count):  # timm's layer 0 is what lies before the blocks
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(f"--freeze-blocks {count} leaves nothing to train that --trainable names.")
 
 
 def peak_memory(device: torch.device) -> float | None:

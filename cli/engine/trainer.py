@@ -26,6 +26,7 @@ from ..reports import epochs as epochs_report
 from ..reports.epochs import Pace, TimeLeft
 from ..runtime import processes
 from ..runtime.loggers import Loggers, rewind
+from ..tasks.anchor import GramAnchor
 from . import failures, lora, setup, state
 from .arms import Arm
 from .evaluate import Evaluation, evaluate
@@ -49,6 +50,7 @@ class Trainer:
         context: What the arms share.
         place: Of this training among all, as the panel shows it, such as "arm 2/3".
         after: How many trainings follow.
+        start: The model that --anchor holds on to; None for none.
 
     Raises:
         DataError: If there is not one batch.
@@ -58,6 +60,7 @@ class Trainer:
     def __init__(
         self, model: nn.Module, architecture: str, teacher: nn.Module | None, train: BatchLoader,
         val: BatchLoader | None, arm: Arm, context: RunContext, place: str = "", after: int = 0,
+        start: nn.Module | None = None,
     ):  # fmt: skip
         self.model, self.architecture, self.loader, self.val = model, architecture, train, val
         self.arm, self.context, self.config = arm, context, context.config
@@ -69,12 +72,15 @@ class Trainer:
         if config.trainable == "lora":
             lora.add(model, config)
         setup.freeze_except(model, config.trainable)
+        setup.freeze_blocks(model, config.freeze_blocks)
         self.rules = TASKS[config.task].rules
-        self.task = self.rules.training_task(model, teacher, config, device)
+        self.task = self.rules.training_task(model, teacher, config, device, train.images)
         self.ramps_number = arm.warmup > 0 and not arm.options.get("learnable_fidelity")
         if self.ramps_number and config.compile:  # torch.compile would compile anew for every number
             set_strengths(model, fidelity=0.0, as_tensors=True)
         setup.prepare(self.task, model, config, device, context.world)
+        # after the averaged copy was made, which is to have no part in it
+        self.anchor = GramAnchor(model, start, config.anchor_weight, device) if start is not None else None
         self.optimizer = create_optimizer_v2(
             model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay,
             layer_decay=config.layer_decay if config.layer_decay != 1.0 else None,
@@ -162,7 +168,10 @@ class Trainer:
             if config.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with self._unsynchronised() if part + 1 < config.accumulate else nullcontext(), self.autocast:
-                loss = self.task(images, target)["loss"] / config.accumulate
+                loss = self.task(images, target)["loss"]
+                if self.anchor:
+                    loss = loss + self.anchor(images)
+                loss = loss / config.accumulate
                 self.scaler.scale(loss).backward()
             figures += torch.stack([loss.detach().float(), (step + 1) * images.float().mean() / config.accumulate])
         self._update(total)

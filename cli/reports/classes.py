@@ -46,7 +46,7 @@ def per_class(
 def confused(confusion: Confusion, names: Sequence[str], most: int = 3) -> str:
     """The pairs of classes that are mistaken most often, in words; "" if none is."""
     pairs = [
-        (count, sum(row), names[i], names[j])
+        (count, sum(row), f"'{names[i]}'", f"'{names[j]}'")
         for i, row in enumerate(confusion)
         for j, count in enumerate(row)
         if i != j and count
@@ -71,8 +71,12 @@ def sentences(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], images:
         shown = [(row["name"], pair) for row, pair in pairs if pair["p"] < level]
         better = [_words(name, pair) for name, pair in shown if pair["difference"] > 0]
         worse = [_words(name, pair) for name, pair in shown if pair["difference"] < 0]
-        parts = [f"{method} wins {', '.join(better)}"] * bool(better) + [f"loses {', '.join(worse)}"] * bool(worse)
-        what = " and ".join(parts) or f"no difference shown between {method} and the control in any"
+        parts = [f"wins {', '.join(better)}"] * bool(better) + [f"loses {', '.join(worse)}"] * bool(worse)
+        what = (
+            f"{method} {' and '.join(parts)}"
+            if parts
+            else f"no difference shown between {method} and the control in any"
+        )
         rest = f" For the other {len(rows) - len(shown)} no difference is shown." if shown else ""
         found.append(
             f"Classes: {what}{'' if shown else f' of {len(rows)}'}.{rest} Each was tested at 5 % / "
@@ -82,7 +86,7 @@ def sentences(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], images:
 
 
 def _words(name: str, pair: Mapping[str, Any]) -> str:
-    return f"{name} ({pair['difference']:+.1f} points, {pair['won']} images won, {pair['lost']} lost)"
+    return f"'{name}' ({pair['difference']:+.1f} points, {pair['won']} images won, {pair['lost']} lost)"
 
 
 def cells(rows: Sequence[Mapping[str, Any]], most: int | None = SHOWN) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from timm.task import (
 )
 from timm.utils import random_seed
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..config import Config
+from ..errors import DataError
 
 MAIN = "top1"  # what decides which epoch is the best; larger is better
 PREFIX = ""  # where a checkpoint's own parameters are in the model
@@ -49,21 +52,78 @@ def data_config(model: Any) -> dict[str, Any]:
     return {**resolve_model_data_config(model), "input_size": get_model_input_config(model)["input_size"]}
 
 
-def training_task(model: nn.Module, teacher: nn.Module | None, config: Config, device: torch.device) -> TrainingTask:
+def training_task(
+    model: nn.Module, teacher: nn.Module | None, config: Config, device: torch.device, images: Any = None
+) -> TrainingTask:
     """timm's task, which computes the loss: cross-entropy, and the teacher's share if there is one.
 
-    A teacher is distilled to the logits or, where the model has one, to the distillation token.
+    A teacher is distilled to the logits or, where the model has one, to the distillation token. With --class-weights
+    the train images say how many there are of each class.
+
+    Raises:
+        DataError: If they do not say it.
     """
-    criterion = {"smoothing": config.label_smoothing, "soft_targets": bool(config.mixup or config.cutmix)}
+    soft = bool(config.mixup or config.cutmix)
+    criterion: dict[str, Any] = {"criterion_kwargs": {"smoothing": config.label_smoothing, "soft_targets": soft}}
+    if config.class_weights == "balanced":
+        balanced = balanced_weights(class_counts(images, model.num_classes)).to(device)  # type: ignore[arg-type]
+        smoothing = 0.0 if soft else config.label_smoothing  # mixing has smoothed the targets already
+        criterion = {"criterion": partial(weighted_cross_entropy, weights=balanced, smoothing=smoothing)}
     if teacher is None:
-        return ClassificationTask(model, criterion_kwargs=criterion, device=device, verbose=False)
-    weights: dict[str, Any] = dict(
-        task_loss_weight=1 - config.distill_weight, temperature=config.distill_temperature,
-        criterion_kwargs=criterion, device=device, verbose=False,
+        return ClassificationTask(model, **criterion, device=device, verbose=False)
+    shares: dict[str, Any] = dict(
+        task_loss_weight=1 - config.distill_weight, temperature=config.distill_temperature, **criterion, device=device,
+        verbose=False,
     )  # fmt: skip
     if hasattr(model, "set_distilled_training"):
-        return TokenDistillationTask(model, teacher, **weights)
-    return LogitDistillationTask(model, teacher, **weights)
+        return TokenDistillationTask(model, teacher, **shares)
+    return LogitDistillationTask(model, teacher, **shares)
+
+
+def class_counts(images: Any, classes: int) -> Tensor:
+    """How many images of each class there are, (classes,), without reading them.
+
+    Args:
+        images: A dataset of timm, or of torchvision.
+        classes: Their number.
+
+    Raises:
+        DataError: If the dataset has no list of its targets.
+    """
+    samples = getattr(getattr(images, "reader", None), "samples", None)
+    targets = [sample[1] for sample in samples] if samples else getattr(images, "targets", None)
+    if targets is None:
+        raise DataError(
+            "--class-weights balanced: this source does not say of what class its images are before they are read. Use "
+            "a folder of images by class, or leave the option out."
+        )
+    return torch.bincount(torch.as_tensor(targets), minlength=classes)
+
+
+def balanced_weights(counts: Tensor) -> Tensor:
+    """images / (classes * images of the class), scikit-learn's "balanced"; 0 for a class without images.
+
+    Over all images the weights have mean 1, so that the learning rate keeps its meaning.
+    """
+    there = counts > 0
+    weights = counts.sum() / (there.sum() * counts.clamp(min=1))
+    return weights.where(there, torch.zeros(())).float()
+
+
+def weighted_cross_entropy(output: Tensor, target: Tensor, *, weights: Tensor, smoothing: float) -> Tensor:
+    """Mean over images of the cross-entropy with class weights.
+
+    Not divided by the weights in the batch, as torch's own mean is: then parts of a batch, on several processes or
+    accumulation steps, would not add up to the batch.
+
+    Args:
+        output: (B, classes) logits.
+        target: (B,) classes, or (B, classes) shares of a mixed image.
+        weights: (classes,).
+        smoothing: Share of the target that goes to all classes alike.
+    """
+    losses = F.cross_entropy(output, target, weight=weights.to(output), label_smoothing=smoothing, reduction="none")
+    return losses.mean()
 
 
 def batch_figures(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:

@@ -95,8 +95,10 @@ class PixelLoss(nn.Module):
         return loss / target.numel()
 
 
-def training_task(model: nn.Module, teacher: nn.Module | None, config: Config, device: torch.device) -> TrainingTask:
-    """timm's task around the loss; there is no teacher."""
+def training_task(
+    model: nn.Module, teacher: nn.Module | None, config: Config, device: torch.device, images: Any = None
+) -> TrainingTask:
+    """timm's task around the loss; there is no teacher, and no weights of classes."""
     return ClassificationTask(model, criterion=PixelLoss(config.label_smoothing), device=device, verbose=False)
 
 

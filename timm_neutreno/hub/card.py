@@ -290,7 +290,9 @@ def _recipe(arguments: dict[str, Any]) -> str:
     keys: tuple[str, ...] = RECIPE
     if arguments.get("task") == "segmentation":
         keys = (*(key for key in RECIPE if key not in OF_CLASSES), *OF_MASKS)
-    recipe = ", ".join(f"{key} {escaped(str(arguments[key]))}" for key in keys if arguments.get(key) not in (None, "", []))
+    recipe = ", ".join(
+        f"{key} {escaped(str(arguments[key]))}" for key in keys if arguments.get(key) not in (None, "", [])
+    )
     versions = ", ".join(f"{key} {escaped(str(value))}" for key, value in arguments.get("versions", {}).items())
     task = " --task segmentation" if arguments.get("task") == "segmentation" else ""
     return f"## Recipe\n\n`neutreno-adapt{task}` with {recipe}.\n\nVersions: {versions}."

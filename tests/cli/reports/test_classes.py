@@ -31,10 +31,10 @@ def test_figures_and_sentences():
     assert found[2]["accuracy"] == {"control": None, "gfsa": None}
     pairs, by_class = classes.sentences(found, ["gfsa"], 60)
     assert "of 60 images gfsa alone recognises 17 and the control alone 1: a difference" in pairs
-    assert "gfsa wins cat (+50.0 points, 16 images won, 1 lost). For the other 2" in by_class
+    assert "gfsa wins 'cat' (+50.0 points, 16 images won, 1 lost). For the other 2" in by_class
     assert "loses" not in by_class
     lost = classes.per_class(NAMES, {"control": OURS, "gfsa": CONTROL}, {"gfsa": [(1, 16), (0, 1), (0, 0)]})
-    assert "loses cat (-50.0 points" in classes.sentences(lost, ["gfsa"], 60)[1]
+    assert "gfsa loses 'cat' (-50.0 points" in classes.sentences(lost, ["gfsa"], 60)[1]
     equal = classes.per_class(NAMES, {"control": OURS, "gfsa": OURS}, {"gfsa": [(2, 1), (0, 0), (0, 0)]})
     pairs, by_class = classes.sentences(equal, ["gfsa"], 60)
     assert "no difference shown (" in pairs
@@ -50,7 +50,7 @@ def test_tables():
     ]
     assert [row[0] for row in classes.cells(rows(), most=1)] == ["class", "cat"]
     assert classes.to_csv(rows()).splitlines()[2].startswith("dog,30,96.6666")
-    assert classes.confused(CONTROL, NAMES) == "cat taken for dog (20 of 30), dog taken for cat (1 of 30)"
+    assert classes.confused(CONTROL, NAMES) == "'cat' taken for 'dog' (20 of 30), 'dog' taken for 'cat' (1 of 30)"
 
 
 def test_the_picture_shows_all_classes_or_the_most_confused(tmp_path):
