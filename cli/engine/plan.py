@@ -31,7 +31,7 @@ def make(parts: Parts, directory: Path) -> tuple[dict[str, Any], str]:
     model = models.build(arm)
     parameters = sum(p.numel() for p in model.parameters())
     start = models.original if config.anchor == "gram" else None
-    trainer = Trainer(model, models.architecture(arm), parts.teacher, parts.train(), None, arm, context, start)
+    trainer = Trainer(model, models.architecture(arm), parts.teacher, parts.train(), None, arm, context, start=start)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     step, wait = _measure(trainer)
     runs, steps = len(arms) * config.seeds, trainer.steps * config.epochs
