@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..reports.results import EVALUATIONS, RESULTS
+from ..reports.results import EVALUATIONS, REPORT, RESULTS
+from ..reports.run_report import CURVES, SIMILARITY, TOKENS
 from ..runtime.loggers import CSV, JSONL
 from . import setup
 from .prepare import Parts
@@ -18,7 +19,7 @@ from .state import BEST, LAST, PREVIOUS
 from .trainer import Trainer
 
 STEPS = 3  # measured, after one that warms up
-OF_THE_RUN = (ARGUMENTS, EVALUATIONS, RESULTS, "README.md", "similarity.png", *WEIGHTS)
+OF_THE_RUN = (ARGUMENTS, EVALUATIONS, RESULTS, "README.md", REPORT, SIMILARITY, CURVES, TOKENS, *WEIGHTS)
 OF_AN_ARM = (*WEIGHTS, LAST, PREVIOUS, BEST, JSONL, CSV)
 
 
