@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections.abc import Sequence
@@ -13,11 +14,15 @@ import typer
 
 from ..data.photos import find_photos, photo_batches
 from ..errors import CheckpointError, DataError, OutputError, UsageError
-from ..reports.html import Section, metric_section, render
+from ..reports import provenance, tables
+from ..reports.html import Section, metric_section, render, summary
 from ..reports.sections import EXTRAS, Models
-from ..runtime.console import Console
+from ..reports.tables import count
+from ..runtime.console import Console, width
 
 if TYPE_CHECKING:
+    from timm_neutreno.smoothing import Smoothing
+
     from ..engine.checkpoint import Source
 
 GROUPS = ("similarity", "tokens", "heads", "all")
@@ -56,12 +61,19 @@ def analyze(
     document, sections = run(loaded, photos, names, extras, output, batch_size, console)
     where = "the val split of the demo's handwritten digits" if data == "demo" else data
     weights = "" if pretrained else f" Model names stand for random weights (seed {seed})."
-    introduction = [SMOOTHING, f"Models: {', '.join(loaded)}.{weights} Images: {len(photos)} from {where}."]
-    (output / "report.html").write_text(render("Token smoothing, layer by layer", introduction, sections))
+    about = [
+        ("Models", f"{', '.join(loaded)}.{weights}"),
+        ("Images", f"{count(len(photos), 'image')} from {where}"),
+        *provenance.facts(),
+    ]
+    sections.append(Section("How it was done", [], facts=about))
+    (output / "report.html").write_text(render("Token smoothing, layer by layer", [SMOOTHING], sections))
     (output / "results.json").write_text(json.dumps(document, indent=1) + "\n")
-    console.say(f"report: {output / 'report.html'}")
     if as_json:
         print(json.dumps(document))
+    elif not quiet and sections[0].table:
+        print(tables.plain(sections[0].table, width()) + "\n")
+    console.say(f"report: {output / 'report.html'}")
 
 
 def choose(asked: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -80,10 +92,16 @@ def choose(asked: Sequence[str]) -> tuple[list[str], list[str]]:
     }
     words = [word.strip() for part in asked for word in part.split(",") if word.strip()]
     wanted = {name for word in words for name in groups.get(word, [word])}
-    unknown = sorted(wanted - set(METRICS) - set(EXTRAS))
+    known = [*groups, *EXTRAS, *METRICS]
+    unknown = sorted(wanted - set(known))
     if unknown or not wanted:
         what = f"unknown: {', '.join(unknown)}" if unknown else "nothing to measure"
-        raise UsageError(f"--metrics: {what}; choose from {', '.join((*groups, *EXTRAS, *METRICS))}")
+        near = sorted({other for name in unknown for other in difflib.get_close_matches(name, known, n=3)})
+        hint = f" Did you mean: {', '.join(near)}?" if near else ""
+        raise UsageError(
+            f"--metrics: {what}.{hint} The groups are {', '.join(groups)}; each metric's name stands in the "
+            "results.json of --metrics all."
+        )
     return [name for name in METRICS if name in wanted], [name for name in EXTRAS if name in wanted]
 
 
@@ -143,12 +161,23 @@ def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, de
         model = build(source, pretrained=pretrained or not _is_name(text))
         if text.startswith(PREFIX) and not is_patched(model):
             patch(model)
-        label = text if _is_name(text) else Path(text).name or text
+        label = text if _is_name(text) else label_of(Path(text)) or text
         label = text if label in models else label
         if label in models:
             raise UsageError(f"{text} is named twice; name every model once")
         models[label] = model.to(device).eval()
     return models
+
+
+def label_of(path: Path) -> str:
+    """How to call a file or folder: of a run the folder's name, and the arm's if it is one of several."""
+    from ..engine.evaluate_model import run_of
+
+    run = run_of(path) if path.is_dir() else None
+    if run is None:
+        return path.name
+    inside = path.absolute().relative_to(run.absolute()).parts
+    return ", ".join([run.absolute().name, *(part for part in inside if part != "arms")])
 
 
 def _is_name(text: str) -> bool:
@@ -192,9 +221,10 @@ def run(
     """
     from timm_neutreno.smoothing import measure, plot_results
 
-    results, sections = [], []
+    results: list[Smoothing] = []
+    sections: list[Section] = []
     for label, model in models.items() if names else ():
-        console.say(f"{label}: {len(photos)} images")
+        console.say(f"{label}: {count(len(photos), 'image')}")
         batches = photo_batches(photos, model, batch_size)
         tracked = console.track(batches, label, total=-(-len(photos) // batch_size))
         try:
@@ -204,6 +234,7 @@ def run(
     for metric in names:
         for suffix in (".png", ".svg"):
             plot_results(results, output / "plots" / f"{metric}{suffix}", metric)
+        sections += [] if sections else [summary(results)]
         sections.append(metric_section(results, metric, output / "plots" / f"{metric}.svg"))
     document: dict[str, Any] = {"images": len(photos), "results": [asdict(result) for result in results]}
     for extra in extras:

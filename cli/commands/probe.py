@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckpointError, DataError, UsageError
-from ..runtime.console import Console
+from ..reports.tables import plain
+from ..runtime.console import Console, fold, width
 from .analyze import prepare_output
 
 if TYPE_CHECKING:
@@ -82,13 +83,9 @@ def probe(
         print(json.dumps(result.to_dict()))
         return
     for words, rows in tables(result).items():
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        print(words)
-        for row in rows:
-            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        print()
+        print(f"{words}\n{plain(rows, width())}\n")
     for verdict in result.verdicts:
-        print(verdict.sentence)
+        print(fold(verdict.sentence, width()))
 
 
 @contextmanager

@@ -111,6 +111,25 @@ def _data_address(path: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
+def last_layer(results: Sequence[Smoothing]) -> list[list[str]]:
+    """A table of the last layer's values: a row for each metric, a column for each model."""
+    return [
+        ["last layer", *(result.model for result in results)],
+        *([name, *(f"{result.values[name][-1]:.4g}" for result in results)] for name in results[0].values),
+    ]
+
+
+def summary(results: Sequence[Smoothing]) -> Section:
+    """What a reader wants to know first: the last layer in numbers, and the first metric in words."""
+    from timm_neutreno.smoothing import METRICS
+
+    metric = next(iter(results[0].values))
+    label = " ".join(METRICS[metric].label.split())
+    ends = ", ".join(f"{result.values[metric][-1]:.3g} in {result.model}" for result in results)
+    words = [f"{label}, last layer: {ends}.", *(compare(other, results[0], metric) for other in results[1:])]
+    return Section("Summary", [" ".join(words), METRICS[metric].meaning], table=last_layer(results))
+
+
 def metric_section(results: Sequence[Smoothing], metric: str, plot: Path) -> Section:
     """What one metric shows, for all models."""
     from timm_neutreno.smoothing import METRICS
@@ -151,5 +170,5 @@ def compare(result: Smoothing, reference: Smoothing, metric: str) -> str:
     higher = sum(d > 0 for d in differences)
     return (
         f"Compared with {reference.model}, {result.model} is lower in {lower} and higher in {higher} of "
-        f"{len(differences)} layers (mean difference {sum(differences) / len(differences):+.3g})."
+        f"{tables.count(len(differences), 'layer')} (mean difference {sum(differences) / len(differences):+.3g})."
     )

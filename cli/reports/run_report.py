@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ..runtime import files
 from . import tables
 from .command import command_line
 from .html import Section, render
+from .provenance import date
 from .results import REPORT, RESULTS, RunResult
 from .tables import count
 
@@ -51,7 +51,7 @@ def facts(arguments: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         *([("Images", " and ".join(images))] if images else []),
         ("Versions", "; then, resumed, ".join(versions)),
-        ("Date", time.strftime("%Y-%m-%d %H:%M")),
+        ("Date", date()),
     ]
 
 
