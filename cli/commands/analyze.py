@@ -66,8 +66,9 @@ def analyze(
         ("Images", f"{count(len(photos), 'image')} from {where}"),
         *provenance.facts(),
     ]
+    introduction = [] if names else [SMOOTHING]
     sections.append(Section("How it was done", [], facts=about))
-    (output / "report.html").write_text(render("Token smoothing, layer by layer", [SMOOTHING], sections))
+    (output / "report.html").write_text(render("Token smoothing, layer by layer", introduction, sections))
     (output / "results.json").write_text(json.dumps(document, indent=1) + "\n")
     if as_json:
         print(json.dumps(document))
@@ -170,14 +171,19 @@ def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, de
 
 
 def label_of(path: Path) -> str:
-    """How to call a file or folder: of a run the folder's name, and the arm's if it is one of several."""
+    """How to call a file or folder: of a run, RUN/ARM."""
     from ..engine.evaluate_model import run_of
+    from ..reports.results import RESULTS
 
     run = run_of(path) if path.is_dir() else None
     if run is None:
         return path.name
-    inside = path.absolute().relative_to(run.absolute()).parts
-    return ", ".join([run.absolute().name, *(part for part in inside if part != "arms")])
+    run = run.absolute()
+    seeds = [run.parent.name] if run_of(run.parent) == run.parent else []
+    inside = [part for part in path.absolute().relative_to(run).parts if part != "arms"]
+    if not inside and (run / RESULTS).is_file():  # what lies in a run's root are the weights of its main arm
+        inside = [json.loads((run / RESULTS).read_text(encoding="utf-8"))["main"]]
+    return "/".join([*seeds, run.name, *inside])
 
 
 def _is_name(text: str) -> bool:
@@ -234,7 +240,7 @@ def run(
     for metric in names:
         for suffix in (".png", ".svg"):
             plot_results(results, output / "plots" / f"{metric}{suffix}", metric)
-        sections += [] if sections else [summary(results)]
+        sections += [] if sections else [summary(results, SMOOTHING)]
         sections.append(metric_section(results, metric, output / "plots" / f"{metric}.svg"))
     document: dict[str, Any] = {"images": len(photos), "results": [asdict(result) for result in results]}
     for extra in extras:

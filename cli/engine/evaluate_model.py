@@ -13,6 +13,7 @@ from timm.models._input import get_model_input_config
 from ..config import Config, from_yaml
 from ..data import loaders, sources
 from ..errors import CheckpointError
+from ..runtime.console import Console
 from ..runtime.processes import World
 from ..tasks import classification
 from . import checkpoint, resume, setup
@@ -35,6 +36,7 @@ def evaluate_model(name: str, given: Config) -> dict[str, Any]:
     folder = run_of(Path(name)) if Path(name).is_dir() else None
     config = from_yaml(resume.read_arguments(folder)) if folder else given
     if folder and not (Path(name) / WEIGHTS[-1]).is_file():
+        checkpoint.seeds_refused(Path(name))
         raise CheckpointError(
             f"{name} has no {WEIGHTS[-1]} yet: the run is not finished. neutreno-adapt --resume {folder} goes on."
         )
@@ -55,7 +57,7 @@ def evaluate_model(name: str, given: Config) -> dict[str, Any]:
     data_config = {**resolve_model_data_config(model), "input_size": get_model_input_config(model)["input_size"]}
     batch_size = config.batch_size if "batch_size" in given.given else min(config.batch_size, EVAL_BATCH)
     loader = loaders.val_loader(datasets, batch_size, data_config, config, device, World())
-    found = evaluate(model, loader, device, setup.autocast(config, device))
+    found = evaluate(model, loader, device, setup.autocast(config, device), console=Console())
     return {"model": name, "data": datasets.label, **found}
 
 

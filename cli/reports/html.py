@@ -115,19 +115,23 @@ def last_layer(results: Sequence[Smoothing]) -> list[list[str]]:
     """A table of the last layer's values: a row for each metric, a column for each model."""
     return [
         ["last layer", *(result.model for result in results)],
-        *([name, *(f"{result.values[name][-1]:.4g}" for result in results)] for name in results[0].values),
+        *([name, *(_number(result.values[name][-1]) for result in results)] for name in results[0].values),
     ]
 
 
-def summary(results: Sequence[Smoothing]) -> Section:
-    """What a reader wants to know first: the last layer in numbers, and the first metric in words."""
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def summary(results: Sequence[Smoothing], more: str) -> Section:
+    """What a reader wants to know first: the first metric in words, and the last layer in numbers."""
     from timm_neutreno.smoothing import METRICS
 
     metric = next(iter(results[0].values))
     label = " ".join(METRICS[metric].label.split())
     ends = ", ".join(f"{result.values[metric][-1]:.3g} in {result.model}" for result in results)
     words = [f"{label}, last layer: {ends}.", *(compare(other, results[0], metric) for other in results[1:])]
-    return Section("Summary", [" ".join(words), METRICS[metric].meaning], table=last_layer(results))
+    return Section("Summary", [" ".join(words), METRICS[metric].meaning, more], table=last_layer(results))
 
 
 def metric_section(results: Sequence[Smoothing], metric: str, plot: Path) -> Section:

@@ -92,7 +92,11 @@ def test_models_of_runs_are_named_by_run_and_arm(tmp_path, monkeypatch):
     (tmp_path / "first" / "args.yaml").touch()
     monkeypatch.chdir(tmp_path)
     inside = ["first", "first/arms/control", "first/arms/control/ema"]
-    assert [label_of(Path(path)) for path in inside] == ["first", "first, control", "first, control, ema"]
+    assert [label_of(Path(path)) for path in inside] == ["first", "first/control", "first/control/ema"]
+    (tmp_path / "first" / "results.json").write_text('{"main": "gfsa"}')
+    assert label_of(Path("first")) == "first/gfsa"
+    (tmp_path / "args.yaml").touch()  # a run of several seeds around it
+    assert label_of(Path("first")) == f"{tmp_path.name}/first/gfsa"
     assert label_of(Path("weights.pth")) == "weights.pth"
 
 

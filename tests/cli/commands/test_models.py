@@ -27,7 +27,7 @@ def test_lists_every_supported_model_with_family_and_tags(monkeypatch, capsys):
     assert all(timm.is_model(row["twin"]) for row in rows.values())
 
 
-@pytest.mark.parametrize("pattern", ["deit_tiny_*", "neutreno_deit_tiny_*"])
+@pytest.mark.parametrize("pattern", ["deit_tiny_*", "neutreno_deit_tiny_*", "deit_tiny"])
 def test_pattern_and_parameters(monkeypatch, capsys, pattern):
     code, printed = run(monkeypatch, capsys, pattern)
     assert code == 0
