@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+from importlib.metadata import distribution
 from typing import Any
 
 import yaml
@@ -60,7 +63,7 @@ def render(
     if results:
         sections["results"] = _results(results)
     if arguments:
-        sections["recipe"] = _recipe(arguments)
+        sections["recipe"] = _recipe(arguments, results)
     sections["citation"] = f"## Citation\n\n```bibtex\n{BIBTEX}\n```"
     if not body.strip():
         body = f"# {name}\n"
@@ -151,9 +154,7 @@ def _slug(text: str) -> str:
 def _usage(repo_id: str) -> str:
     return f"""## How to load it
 
-```bash
-pip install timm-neutreno
-```
+{install()}
 
 ```python
 import timm_neutreno  # first: it registers the neutreno_* models in timm
@@ -165,6 +166,21 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 
 `Unknown model (neutreno_...)` from timm means that `import timm_neutreno` is missing. `@REVISION` after the name
 pins one."""
+
+
+def install() -> str:
+    """How to install this package from where it came from: no release of it is in a package registry.
+
+    The address is that of the installation, if pip made it from a git repository (PEP 610), else the project's own.
+    """
+    package = distribution("timm-neutreno")
+    origin = json.loads(package.read_text("direct_url.json") or "{}")
+    urls = dict(url.split(", ", 1) for url in package.metadata.get_all("Project-URL") or [])
+    if "vcs_info" in origin:
+        address = f"{origin['url']}@{origin['vcs_info']['commit_id']}"
+    elif not (address := urls.get("Repository", "")):
+        return f"Install timm_neutreno {package.version} first: `pip install .` in its source folder."
+    return f"```bash\npip install git+{address}\n```"
 
 
 def _model(config: dict[str, Any], results: dict[str, Any] | None, license: str | None) -> str:
@@ -204,12 +220,13 @@ def _results(results: dict[str, Any]) -> str:
     header, *rows = results["table"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    images = results["models"][results["main"]]["images"]
+    number = results["models"][results["main"]]["images"]
+    images = f"{number:,} val image{'' if number == 1 else 's'}"
     return "\n".join(
         [
             "## Results",
             "",
-            f"Data: {shown(results['data'])}, {images} val images, the same for every row. Accuracy in percent. "
+            f"Data: {shown(results['data'])}, {images}, the same for every row. Accuracy in percent. "
             "Similarity is the mean cosine similarity between the tokens of an image after the last block.",
             "",
             *lines,
@@ -221,7 +238,11 @@ def _results(results: dict[str, Any]) -> str:
     )
 
 
-def _recipe(arguments: dict[str, Any]) -> str:
+def _recipe(arguments: dict[str, Any], results: dict[str, Any] | None) -> str:
     recipe = ", ".join(f"{key} {arguments[key]}" for key in RECIPE if arguments.get(key) not in (None, ""))
     versions = ", ".join(f"{key} {value}" for key, value in arguments.get("versions", {}).items())
-    return f"## Recipe\n\n`neutreno-adapt` with {recipe}.\n\nVersions: {versions}."
+    again = ""
+    if results and results.get("command"):
+        words = [shown(word) for word in shlex.split(results["command"])]
+        again = f"To make it again:\n\n```bash\n{shlex.join(words)}\n```\n\n"
+    return f"## Recipe\n\n{again}All settings: {recipe}.\n\nVersions: {versions}."
