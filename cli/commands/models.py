@@ -44,7 +44,8 @@ def list_models(pattern: str, params: bool) -> Iterator[dict[str, Any]]:
     from timm_neutreno.neutreno_vit import ALIASES
 
     known, asked = timm_neutreno.supported_models(), base_name(pattern).split(".")[0]
-    names = fnmatch.filter(known, asked if set("*?[") & set(asked) else f"*{ALIASES.get(asked, asked)}*")
+    names = fnmatch.filter(known, asked if set("*?[") & set(asked) else f"*{asked}*")
+    names = names or [name for name in known if name == ALIASES.get(asked)]
     if not names:
         near = difflib.get_close_matches(asked, [*known, *ALIASES], n=3)
         hint = f" Did you mean: {', '.join(near)}?" if near else ""
