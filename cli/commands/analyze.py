@@ -19,6 +19,7 @@ from ..reports.html import Section, metric_section, render, summary
 from ..reports.sections import EXTRAS, Models
 from ..reports.tables import count
 from ..runtime.console import Console, width
+from . import completion
 
 if TYPE_CHECKING:
     from timm_neutreno.smoothing import Smoothing
@@ -36,23 +37,29 @@ SMOOTHING = (
 
 
 def analyze(
-    models: Annotated[list[str], typer.Argument(help="Names, files or run directories, as `adapt` takes them.")],
-    data: Annotated[str, typer.Option(help="A folder of images, searched with its subfolders; demo: the digits.")],
+    models: Annotated[list[str], typer.Argument(help="Models to compare: names in timm, files, or runs' folders, as adapt --checkpoint takes them.", autocompletion=completion.models)],
+    data: Annotated[str, typer.Option(help="A folder of images, which is searched with its subfolders; demo for the embedded digits.")],
     output: Annotated[Path, typer.Option(help="Folder for report.html, results.json and the plots.")],
-    images: Annotated[int, typer.Option(min=1, help="How many images, evenly spread over the folder.")] = 1000,
-    metrics: Annotated[
-        list[str], typer.Option(help=f"Metrics, {', '.join(EXTRAS)}, or groups: {', '.join(GROUPS)}. Commas work.")
-    ] = list(DEFAULT),  # noqa: B006 - never changed: Typer copies it for every call
-    pretrained: Annotated[bool, typer.Option(help="Pretrained weights for model names; without, random ones.")] = True,
-    arch: Annotated[str, typer.Option(help="timm name, for files that do not say what their weights are for.")] = "",
-    seed: Annotated[int, typer.Option(help="Of random weights: the same for every model.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 25,
-    device: Annotated[str, typer.Option(help="Such as cpu, cuda, mps; empty for a GPU if there is one.")] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in the folder.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
-) -> None:
-    """Measure over-smoothing in one or several models, side by side, and write a report that opens from disk."""
+    images: Annotated[int, typer.Option(min=1, help="Number of images to measure on, evenly spread over the folder.", metavar="<int>")] = 1000,
+    metrics: Annotated[list[str], typer.Option(help=f"What to measure: {', '.join(EXTRAS)}, the name of a metric, or a group of them: {', '.join(GROUPS)}. Can be repeated, and commas work.", autocompletion=completion.words((*EXTRAS, *GROUPS)))] = list(DEFAULT),  # noqa: B006 - never changed: Typer copies it for every call
+    pretrained: Annotated[bool, typer.Option(help="Give models that are named their pretrained weights, or random ones.", metavar="")] = True,
+    arch: Annotated[str, typer.Option(help="Name in timm of the architecture of files that do not say it.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of random weights, which are the same for every model.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images that a model gets at once.", metavar="<int>")] = 25,
+    device: Annotated[str, typer.Option(help="Where to compute, such as cpu, cuda or mps. (default: cuda if there is one)", show_default=False)] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in the folder.", metavar="")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings.", metavar="")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON document on stdout.", metavar="")] = False,
+) -> None:  # fmt: skip
+    """Measure over-smoothing in one or several models, side by side, and write a report that opens from disk.
+
+    # How alike do the tokens of these models become, layer by layer?
+      neutreno analyze deit_tiny dinov2_vits14 --data photos/ --output smoothing
+    # What has a run changed?
+      neutreno analyze runs/mine runs/mine/arms/control --data photos/ --output smoothing
+    # Everything that can be measured, on a few images
+      neutreno analyze runs/mine --data photos/ --images 50 --metrics all --output everything
+    """
     console = Console(quiet)
     names, extras = choose(metrics)
     photos = find_photos(data_folder(data), images)

@@ -16,10 +16,16 @@ def models(
     pattern: Annotated[
         str, typer.Argument(help="A part of the names to list, such as dinov2; or a pattern with * and ?.")
     ] = "*",
-    params: Annotated[bool, typer.Option(help="Count parameters, some 0.3 s a model.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    params: Annotated[bool, typer.Option(help="Count the parameters, which takes about 0.3 s for each model.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """List the models that `neutreno-adapt --checkpoint` and `timm.create_model("neutreno_...")` know."""
+    """List the models of timm that NeuTRENO can be applied to, with the tags of their weights.
+
+    # Which DINOv2 models are there?
+      neutreno models dinov2
+    # All names, at once
+      neutreno models --no-params
+    """
     rows = list_models(pattern, params)
     if as_json:
         print(json.dumps(list(rows)))
