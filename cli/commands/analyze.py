@@ -54,7 +54,7 @@ def analyze(
     """Measure over-smoothing in one or several models, side by side, and write a report that opens from disk.
 
     # How alike do the tokens of these models become, layer by layer?
-      neutreno analyze deit_tiny dinov2_vits14 --data photos/ --output smoothing
+      neutreno analyze deit_tiny vit_small_patch14_dinov2 --data photos/ --output smoothing
     # What has a run changed?
       neutreno analyze runs/mine runs/mine/arms/control --data photos/ --output smoothing
     # Everything that can be measured, on a few images
