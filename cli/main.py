@@ -17,6 +17,7 @@ from .commands.probe import probe
 from .commands.push import push
 from .errors import DEAD_WORKER, CliError, one_line
 from .runtime import processes
+from .runtime.console import fold, width
 
 Version = Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")]
 
@@ -61,22 +62,26 @@ def run(commands: typer.Typer) -> None:
             raise
         # an interruption comes to all, and the first one saves
         if processes.rank() == 0 if error.exit_code == 130 else processes.claims_first_error():
-            print(f"error: {where()}{one_line(error)}", file=sys.stderr)
+            say(f"error: {where()}{one_line(error)}")
         leave(error.exit_code)
     except KeyboardInterrupt:
-        print("error: interrupted.", file=sys.stderr)
+        say("error: interrupted.")
         leave(130)
     except Exception as error:
         if os.environ.get("NEUTRENO_DEBUG"):
             raise
         if not processes.claims_first_error():
             leave(1)
-        print(
+        say(
             f"error: {where()}unexpected {type(error).__name__}: {one_line(error)[:500]} This is a bug of "
-            "timm-neutreno: run again with NEUTRENO_DEBUG=1 and report the traceback.",
-            file=sys.stderr,
+            "timm-neutreno: run again with NEUTRENO_DEBUG=1 and report the traceback."
         )
         leave(1)
+
+
+def say(line: str) -> None:
+    """One line on stderr; on a terminal its words stay whole."""
+    print(fold(line, width(sys.stderr)), file=sys.stderr)
 
 
 def where() -> str:

@@ -177,8 +177,9 @@ def conclude(parts: Parts, evaluations: Evaluations, directory: Path, seconds: f
         main=main.name, epochs_before=resume.read_arguments(directory).get(resume.EPOCHS_BEFORE, []),
         models=evaluations.in_order(names), **checkpoint.origin(parts.source),
     )  # fmt: skip
-    draw(parts, result, directory)
-    run_report.write(result, directory, resume.read_arguments(directory))
+    with context.console.waiting("writing the report"):
+        draw(parts, result, directory)
+        run_report.write(result, directory, resume.read_arguments(directory))
     return result
 
 

@@ -9,7 +9,7 @@ import textwrap
 import time
 from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rich import console as rich
 
@@ -89,9 +89,10 @@ class Console:
                 self.say(", ".join([f"{title}: {done} of {total}", *live.words(self.figures)]))
 
 
-def width() -> int | None:
-    """Columns of the terminal that standard output goes to; None if it goes elsewhere."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
+def width(stream: TextIO | None = None) -> int | None:
+    """Columns of the terminal that a stream, or standard output, goes to; None if it goes elsewhere."""
+    there = (stream or sys.stdout).isatty() and os.environ.get("TERM") != "dumb"
+    return shutil.get_terminal_size().columns if there else None
 
 
 def fold(text: str, columns: int | None, indent: str = "") -> str:
