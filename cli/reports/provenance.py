@@ -6,13 +6,14 @@ import platform
 import shlex
 import sys
 import time
-from importlib.metadata import version
 
 PACKAGES = ("torch", "timm", "timm-neutreno")
 
 
 def facts() -> list[tuple[str, str]]:
     """Of this process."""
+    from importlib.metadata import version  # slow, and --help comes by here
+
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     return [
         ("Command", shlex.join(["neutreno", *sys.argv[1:]])),
