@@ -25,15 +25,18 @@ class Console:
         quiet: Say nothing.
 
     Attributes:
-        live: Whether a panel can be drawn.
         figures: What the panel shows beside its bar, as live.FIGURES has them.
     """
 
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
         self.console = rich.Console(stderr=True, highlight=False, soft_wrap=True)
-        self.live = not quiet and self.console.is_terminal and not self.console.is_dumb_terminal
         self.figures: dict[str, Any] = {}
+
+    @property
+    def live(self) -> bool:
+        """Whether a panel can be drawn."""
+        return not self.quiet and self.console.is_terminal and not self.console.is_dumb_terminal
 
     def say(self, line: str, indent: int = 2) -> None:
         """Print a line; what does not fit a terminal goes on below, indented."""

@@ -62,7 +62,6 @@ def terminal(console: Console, columns: int = 80, **kwargs: object) -> io.String
     """Let a console believe that it has a terminal; what is written to it."""
     file = io.StringIO()
     console.console = Rich(width=columns, file=file, force_terminal=True, highlight=False, soft_wrap=True, **kwargs)
-    console.live = not console.quiet and not console.console.is_dumb_terminal
     return file
 
 
