@@ -104,12 +104,13 @@ def test_without_a_terminal_there_are_plain_lines_now_and_then(capsys, monkeypat
     ]
 
 
-def test_a_dumb_terminal_gets_no_panel(monkeypatch):
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(consoles, "EVERY", 0.0)
     console = Console()
     file = terminal(console)
-    assert list(console.track(range(3), "title", 3)) == [0, 1, 2]
-    assert file.getvalue() == ""
+    assert list(console.track(range(2), "title", 2)) == [0, 1]
+    assert file.getvalue() == "title: 1 of 2\ntitle: 2 of 2\n"
 
 
 def test_no_color_is_respected(monkeypatch):
