@@ -23,6 +23,7 @@ from .commands.push import push
 from .commands.runs import runs
 from .errors import DEAD_WORKER, CliError, one_line
 from .runtime import processes
+from .runtime.console import fold, width
 from .runtime.signals import Interruption
 
 Version = Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")]
@@ -93,8 +94,13 @@ def report(error: BaseException) -> NoReturn:
             "NEUTRENO_DEBUG=1 and report the traceback."
         )
     if speaks:
-        print(f"error: {where()}{words}", file=sys.stderr)
+        say(f"error: {where()}{words}")
     leave(code)
+
+
+def say(line: str) -> None:
+    """One line on stderr; on a terminal its words stay whole."""
+    print(fold(line, width(sys.stderr)), file=sys.stderr)
 
 
 def where() -> str:

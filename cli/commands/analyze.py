@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,17 @@ import typer
 from ..config import place
 from ..data.photos import find_photos, photo_batches
 from ..errors import CheckpointError, DataError, OutputError, UsageError
-from ..reports.html import Section, metric_section, render
+from ..reports import provenance, tables
+from ..reports.html import Section, metric_section, render, summary
 from ..reports.sections import EXTRAS, Models
+from ..reports.tables import count
 from ..runtime import files
-from ..runtime.console import Console
+from ..runtime.console import Console, width
+from . import completion
 
 if TYPE_CHECKING:
+    from timm_neutreno.smoothing import Smoothing
+
     from ..engine.checkpoint import Source
 
 GROUPS = ("similarity", "tokens", "heads", "all")
@@ -34,23 +40,29 @@ SMOOTHING = (
 
 
 def analyze(
-    models: Annotated[list[str], typer.Argument(help="Names, files or run directories, as `adapt` takes them.")],
-    data: Annotated[str, typer.Option(help="A folder of images, searched with its subfolders; demo: the digits.")],
+    models: Annotated[list[str], typer.Argument(help="Models to compare: names in timm, files, or runs' folders, as adapt --checkpoint takes them.", autocompletion=completion.models)],
+    data: Annotated[str, typer.Option(help="A folder of images, which is searched with its subfolders; demo for the embedded digits.")],
     output: Annotated[Path, typer.Option(help="Folder for report.html, results.json and the plots.")],
-    images: Annotated[int, typer.Option(min=1, help="How many images, evenly spread over the folder.")] = 1000,
-    metrics: Annotated[
-        list[str], typer.Option(help=f"Metrics, {', '.join(EXTRAS)}, or groups: {', '.join(GROUPS)}. Commas work.")
-    ] = list(DEFAULT),  # noqa: B006 - never changed: Typer copies it for every call
-    pretrained: Annotated[bool, typer.Option(help="Pretrained weights for model names; without, random ones.")] = True,
-    arch: Annotated[str, typer.Option(help="timm name, for files that do not say what their weights are for.")] = "",
-    seed: Annotated[int, typer.Option(help="Of random weights: the same for every model.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 25,
-    device: Annotated[str, typer.Option(help="Such as cpu, cuda, mps; empty for a GPU if there is one.")] = "",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in the folder.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
-) -> None:
-    """Measure over-smoothing in one or several models, side by side, and write a report that opens from disk."""
+    images: Annotated[int, typer.Option(min=1, help="Number of images to measure on, evenly spread over the folder.", metavar="<int>")] = 1000,
+    metrics: Annotated[list[str], typer.Option(help=f"What to measure: {', '.join(EXTRAS)}, the name of a metric, or a group of them: {', '.join(GROUPS)}. Can be repeated, and commas work.", autocompletion=completion.words((*EXTRAS, *GROUPS)))] = list(DEFAULT),  # noqa: B006 - never changed: Typer copies it for every call
+    pretrained: Annotated[bool, typer.Option(help="Give models that are named their pretrained weights, or random ones.", metavar="")] = True,
+    arch: Annotated[str, typer.Option(help="Name in timm of the architecture of files that do not say it.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of random weights, which are the same for every model.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images that a model gets at once.", metavar="<int>")] = 25,
+    device: Annotated[str, typer.Option(help="Where to compute, such as cpu, cuda or mps. (default: cuda if there is one)", show_default=False)] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in the folder.", metavar="")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings.", metavar="")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON document on stdout.", metavar="")] = False,
+) -> None:  # fmt: skip
+    """Measure over-smoothing in one or several models, side by side, and write a report that opens from disk.
+
+    # How alike do the tokens of these models become, layer by layer?
+      neutreno analyze deit_tiny vit_small_patch14_dinov2 --data photos/ --output smoothing
+    # What has a run changed?
+      neutreno analyze runs/mine runs/mine/arms/control --data photos/ --output smoothing
+    # Everything that can be measured, on a few images
+      neutreno analyze runs/mine --data photos/ --images 50 --metrics all --output everything
+    """
     console = Console(quiet)
     names, extras = choose(metrics)
     photos = find_photos(data_folder(data), images)
@@ -59,12 +71,20 @@ def analyze(
         document, sections = run(loaded, photos, names, extras, output, batch_size, console)
     where = "the val split of the demo's handwritten digits" if data == "demo" else data
     weights = "" if pretrained else f" Model names stand for random weights (seed {seed})."
-    introduction = [SMOOTHING, f"Models: {', '.join(loaded)}.{weights} Images: {len(photos)} from {where}."]
+    about = [
+        ("Models", f"{', '.join(loaded)}.{weights}"),
+        ("Images", f"{count(len(photos), 'image')} from {where}"),
+        *provenance.facts(),
+    ]
+    introduction = [] if names else [SMOOTHING]
+    sections.append(Section("How it was done", [], facts=about))
     files.write_text(output / "report.html", render("Token smoothing, layer by layer", introduction, sections))
     files.write_text(output / "results.json", json.dumps(document, indent=1) + "\n")
-    console.say(f"report: {output / 'report.html'}")
     if as_json:
         print(json.dumps(document))
+    elif not quiet and sections[0].table:
+        print(tables.plain(sections[0].table, width()) + "\n")
+    console.say(f"report: {output / 'report.html'}")
 
 
 def choose(asked: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -83,10 +103,16 @@ def choose(asked: Sequence[str]) -> tuple[list[str], list[str]]:
     }
     words = [word.strip() for part in asked for word in part.split(",") if word.strip()]
     wanted = {name for word in words for name in groups.get(word, [word])}
-    unknown = sorted(wanted - set(METRICS) - set(EXTRAS))
+    known = [*groups, *EXTRAS, *METRICS]
+    unknown = sorted(wanted - set(known))
     if unknown or not wanted:
         what = f"unknown: {', '.join(unknown)}" if unknown else "nothing to measure"
-        raise UsageError(f"--metrics: {what}; choose from {', '.join((*groups, *EXTRAS, *METRICS))}")
+        near = sorted({other for name in unknown for other in difflib.get_close_matches(name, known, n=3)})
+        hint = f" Did you mean: {', '.join(near)}?" if near else ""
+        raise UsageError(
+            f"--metrics: {what}.{hint} The groups are {', '.join(groups)}; each metric's name stands in the "
+            "results.json of --metrics all."
+        )
     return [name for name in METRICS if name in wanted], [name for name in EXTRAS if name in wanted]
 
 
@@ -156,7 +182,7 @@ def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, de
         model = build(source, pretrained=pretrained or not _is_name(text))
         if text.startswith(PREFIX) and not is_patched(model):
             patch(model)
-        label = text if _is_name(text) else Path(text).name or text
+        label = text if _is_name(text) else label_of(Path(text)) or text
         label = text if label in models else label
         if label in models:
             raise UsageError(f"{text} is named twice; name every model once")
@@ -175,6 +201,22 @@ def _parts_of_segmenter(text: str) -> Models:
         return {}
     model, label = open_segmenter(text), folder.name or text
     return {f"{label}, encoder": model.encoder, f"{label}, decoder": DecoderInPlace(model)}
+
+
+def label_of(path: Path) -> str:
+    """How to call a file or folder: of a run, RUN/ARM."""
+    from ..engine.evaluate_model import run_of
+    from ..reports.results import RESULTS
+
+    run = run_of(path) if path.is_dir() else None
+    if run is None:
+        return path.name
+    run = run.absolute()
+    seeds = [run.parent.name] if run_of(run.parent) == run.parent else []
+    inside = [part for part in path.absolute().relative_to(run).parts if part != "arms"]
+    if not inside and (run / RESULTS).is_file():  # what lies in a run's root are the weights of its main arm
+        inside = [json.loads((run / RESULTS).read_text(encoding="utf-8"))["main"]]
+    return "/".join([*seeds, run.name, *inside])
 
 
 def _is_name(text: str) -> bool:
@@ -218,9 +260,10 @@ def run(
     """
     from timm_neutreno.smoothing import measure, plot_results
 
-    results, sections = [], []
+    results: list[Smoothing] = []
+    sections: list[Section] = []
     for label, model in models.items() if names else ():
-        console.say(f"{label}: {len(photos)} images")
+        console.say(f"{label}: {count(len(photos), 'image')}")
         batches = photo_batches(photos, model, batch_size)
         tracked = console.track(batches, label, total=-(-len(photos) // batch_size))
         try:
@@ -230,6 +273,7 @@ def run(
     for metric in names:
         for suffix in (".png", ".svg"):
             plot_results(results, output / "plots" / f"{metric}{suffix}", metric)
+        sections += [] if sections else [summary(results, SMOOTHING)]
         sections.append(metric_section(results, metric, output / "plots" / f"{metric}.svg"))
     document: dict[str, Any] = {"images": len(photos), "results": [asdict(result) for result in results]}
     for extra in extras:

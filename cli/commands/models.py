@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
@@ -12,12 +13,22 @@ from ..errors import CheckpointError
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="Names to list, with * and ?, such as '*deit*'.")] = "*",
-    params: Annotated[bool, typer.Option(help="Count parameters, some 0.3 s a model.")] = True,
-    families: Annotated[bool, typer.Option("--families", help="A Markdown table of timm's modules instead.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    pattern: Annotated[
+        str, typer.Argument(help="A part of the names to list, such as dinov2; or a pattern with * and ?.")
+    ] = "*",
+    params: Annotated[bool, typer.Option(help="Count the parameters, which takes about 0.3 s for each model.")] = True,
+    families: Annotated[
+        bool, typer.Option("--families", help="Print a Markdown table of timm's modules instead.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """List the models that `neutreno-adapt --checkpoint` and `timm.create_model("neutreno_...")` know."""
+    """List the models of timm that NeuTRENO can be applied to, with the tags of their weights.
+
+    # Which DINOv2 models are there?
+      neutreno models dinov2
+    # All names, at once
+      neutreno models --no-params
+    """
     if families:
         print(family_table(list_models(pattern, params=False)))
         return
@@ -42,10 +53,18 @@ def list_models(pattern: str, params: bool) -> Iterator[dict[str, Any]]:
 
     import timm_neutreno
     from timm_neutreno.names import base_name, neutreno_name
+    from timm_neutreno.neutreno_vit import ALIASES
 
-    names = fnmatch.filter(timm_neutreno.supported_models(), base_name(pattern))
+    known, asked = timm_neutreno.supported_models(), base_name(pattern).split(".")[0]
+    names = fnmatch.filter(known, asked if set("*?[") & set(asked) else f"*{asked}*")
+    names = names or [name for name in known if name == ALIASES.get(asked)]
     if not names:
-        raise CheckpointError(f"no supported model is named like {pattern!r}. `neutreno models` lists them all.")
+        near = difflib.get_close_matches(asked, [*known, *ALIASES], n=3)
+        hint = f" Did you mean: {', '.join(near)}?" if near else ""
+        raise CheckpointError(
+            f"NeuTRENO can be applied to no model of timm with {pattern!r} in its name.{hint} `neutreno models` lists "
+            "those that it can be applied to."
+        )
     for name in names:
         cfgs = get_arch_pretrained_cfgs(name).values()
         row = {

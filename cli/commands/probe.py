@@ -13,7 +13,9 @@ import typer
 
 from ..config import place
 from ..errors import CheckpointError, DataError, UsageError
-from ..runtime.console import Console
+from ..reports.tables import plain
+from ..runtime.console import Console, fold, width
+from . import completion
 from .analyze import prepared_output
 
 if TYPE_CHECKING:
@@ -25,33 +27,41 @@ STRENGTHS = "0.02,0.05,0.1,0.2"
 
 
 def probe(
-    models: Annotated[list[str], typer.Argument(help="Names, files or run directories, as `adapt` takes them.")],
-    data: Annotated[str, typer.Option(help="Class folders in train/, val/, test/ (or some of them), or images/ and annotations/ for segmentation; demo: the digits.")],
-    method: Annotated[list[str], typer.Option(help="Methods to try, such as neutreno; may be repeated, commas work.")] = ["neutreno"],  # noqa: B006 - never changed
-    fidelity: Annotated[str, typer.Option(help="Strengths of neutreno to try. 0 is the model as it is, which is always there.")] = STRENGTHS,
-    strength: Annotated[list[str] | None, typer.Option(help=f"NAME=VALUES of another method, such as gfsa=0.1,0.2; may be repeated. (default: {STRENGTHS})")] = None,
-    layers: Annotated[list[str] | None, typer.Option(help="Blocks that get the method: all, -4: (the last four), 2:6, or 0,3; may be repeated. (default: all)")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for report.html, results.json and plots. (default: runs/TIME-probe)")] = None,
-    blocks: Annotated[bool, typer.Option("--blocks", help="Probe the tokens of every block, not only the last.")] = False,
-    pool: Annotated[str, typer.Option(help="Feature of an image: class (the class token, if there is one) or mean (of the patch tokens).")] = "class",
-    neighbors: Annotated[str, typer.Option(help="Numbers of neighbours for k-NN; val chooses.")] = "1,3,5,10,20",
-    pca: Annotated[int, typer.Option(min=0, help="Show the patch tokens of so many photos as colours.")] = 0,
-    ignore_label: Annotated[int | None, typer.Option(help="Label in the masks that does not count: 11 in CamVid, 0 in ADE20K.")] = None,
-    num_labels: Annotated[int | None, typer.Option(min=1, help="Labels in the masks are 0 to this minus 1. (default: looks at all train masks)")] = None,
-    img_size: Annotated[str, typer.Option(help="Pixels, such as 224 or 196x266 (height x width). (default: the model's)")] = "",
-    images: Annotated[int | None, typer.Option(min=1, help="At most so many images of each part.")] = None,
-    arch: Annotated[str, typer.Option(help="timm name, for files that do not say what their weights are for.")] = "",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 16,
-    workers: Annotated[int, typer.Option(min=0, help="Data loader processes.")] = 0,
-    device: Annotated[str, typer.Option(help="Such as cpu, cuda, mps; empty for a GPU if there is one.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the train patches that k-NN compares with, and of the bootstrap.")] = 0,
+    models: Annotated[list[str], typer.Argument(help="Models to probe: names in timm, files, or runs' folders, as adapt --checkpoint takes them.", autocompletion=completion.models)],
+    data: Annotated[str, typer.Option(help="A folder with class folders in train/, val/ and test/ (or some of them); for segmentation one with images/ and annotations/; demo for the embedded digits.")],
+    method: Annotated[list[str], typer.Option(help="Method to put into the models, such as neutreno. Can be repeated, and commas work.", autocompletion=completion.methods)] = ["neutreno"],  # noqa: B006 - never changed
+    fidelity: Annotated[str, typer.Option(help="Strengths of neutreno to try, between commas. The model as it is, strength 0, is always there.")] = STRENGTHS,
+    strength: Annotated[list[str] | None, typer.Option(help=f"Strengths of another method to try, such as gfsa=0.1,0.2. Can be repeated. (default: {STRENGTHS})")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="Blocks that get the method: all, -4: (the last four), 2:6, or 0,3. Can be repeated. (default: all)")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for report.html, results.json and the plots. (default: runs/TIME-probe)")] = None,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Probe the tokens of every block, not only those of the last.")] = False,
+    pool: Annotated[str, typer.Option(help="What stands for an image: class, the class token if there is one, or mean, the mean of the patch tokens.", autocompletion=completion.words(("class", "mean")))] = "class",
+    neighbors: Annotated[str, typer.Option(help="Numbers of neighbours of k-NN to try, between commas; the val images choose.")] = "1,3,5,10,20",
+    pca: Annotated[int, typer.Option(min=0, help="Number of photos whose patch tokens the report shows as colours.")] = 0,
+    ignore_label: Annotated[int | None, typer.Option(help="Label in the masks that does not count, such as 11 in CamVid or 0 in ADE20K.")] = None,
+    num_labels: Annotated[int | None, typer.Option(min=1, help="Number of labels in the masks, counted from 0. (default: what the train masks have)")] = None,
+    img_size: Annotated[str, typer.Option(help="Size of the images in pixels, such as 224, or 196x266 for height x width. (default: the model's)")] = "",
+    images: Annotated[int | None, typer.Option(min=1, help="Use at most this many images of each part.")] = None,
+    arch: Annotated[str, typer.Option(help="Name in timm of the architecture of files that do not say it.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of images that a model gets at once.")] = 16,
+    workers: Annotated[int, typer.Option(min=0, help="Number of processes that load images.")] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute, such as cpu, cuda or mps. (default: cuda if there is one)", show_default=False)] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap, and of the choice of train patches that k-NN compares with.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report in the folder.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout, in place of the table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as one JSON document on stdout, in place of the table.")] = False,
 ) -> None:  # fmt: skip
-    """Probe frozen features: linear and k-NN, each model as it is and with methods at several strengths, without training.
+    """Probe frozen features with a linear probe and k-NN: each model as it is, and with methods at several strengths.
 
-    What is best on val is compared with the model as it is on the test images, with an interval. Exit codes: those of adapt.
+    Nothing but the probes is trained. What is best on val is compared with the model as it is on the test images,
+    with an interval. Exit codes are those of adapt.
+
+    # Does a little of NeuTRENO help the features of this model? A first try
+      neutreno probe deit_tiny --data photos/
+    # Segmentation: images/ and annotations/, two methods in the last four blocks
+      neutreno probe vit_small_patch14_dinov2 --data camvid/ --ignore-label 11 --method neutreno,gfsa --layers=-4:
+    # Block by block, with pictures of the patch tokens
+      neutreno probe deit_tiny --data photos/ --blocks --pca 4 --output probed
     """
     size = parse_size(img_size)
     counts = parse_numbers("--neighbors", neighbors, int)
@@ -66,13 +76,9 @@ def probe(
         print(json.dumps(result.to_dict()))
         return
     for words, rows in lines.items():
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        print(words)
-        for row in rows:
-            print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        print()
+        print(f"{words}\n{plain(rows, width())}\n")
     for verdict in result.verdicts:
-        print(verdict.sentence)
+        print(fold(verdict.sentence, width()))
 
 
 def measure_models(

@@ -8,17 +8,35 @@ from typing import Annotated
 import typer
 
 from ..config import place
+from .completion import runs
 
 
 def push(
-    run: Annotated[str, typer.Argument(help="Run directory of neutreno-adapt, or a saved model's folder.")],
-    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub, or NAME of your own; made if missing.")],
-    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if missing. (default: main)")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the card and what would go; ask nobody.")] = False,
+    run: Annotated[str, typer.Argument(help="Folder of a finished run, or of a saved model.", autocompletion=runs)],
+    repo: Annotated[
+        str,
+        typer.Argument(
+            help="Repository on the Hub: OWNER/NAME, or NAME for one of your own. It is made if it is missing."
+        ),
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="If the repository has to be made, make it private.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch to push to, which is made if it is missing. (default: main)")
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead of pushing to the branch.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the card and the files that would go. The Hub is not asked.")
+    ] = False,
 ) -> None:
-    """Push a run's model, with a model card, to the Hugging Face Hub."""
+    """Push a run's model, with a model card, to the Hugging Face Hub.
+
+    # A run's model, into a repository of your own that others cannot see
+      neutreno push runs/mine my-neutreno --private
+    """
     from ..engine import hub
 
     target = hub.Target(repo, private, revision, create_pr)

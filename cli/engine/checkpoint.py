@@ -124,9 +124,16 @@ def _known(arch: str, where: str = "") -> str:
     with torch.device("meta"):
         refused = [layer for layer in timm_neutreno.check_support(timm.create_model(arch)) if not layer.supported]
     raise CheckpointError(
-        f"cannot apply NeuTRENO to {arch}{where}: {refused[0] if refused else 'it has no twin'}. "
-        "timm_neutreno.supported_models() lists what works."
+        f"cannot apply NeuTRENO to {arch}{where}: {_why(refused[0].reason) if refused else 'it has no twin'}. "
+        "`neutreno models` lists the models that it can be applied to."
     )
+
+
+def _why(reason: str) -> str:
+    """A layer's reason in a sentence about the model."""
+    kind, _, why = reason.partition(": ")
+    subject = "it " if why.startswith(("has ", "attends ", "is ")) else ""
+    return f"{subject}{why}{' (not supported yet)' if kind == 'not yet' else ''}"
 
 
 def _from_name(name: str, kwargs: dict[str, Any]) -> Source:
@@ -156,8 +163,22 @@ def _from_config(
     )  # fmt: skip
 
 
+def seeds_refused(directory: Path) -> None:
+    """Refuse the folder of a run of several seeds, where one model is wanted.
+
+    Raises:
+        CheckpointError: With the seeds that are there.
+    """
+    seeds = sorted(path.parent.name for path in directory.glob("seed-*/config.json"))
+    if seeds:
+        raise CheckpointError(
+            f"{directory} holds one model for each seed: {', '.join(seeds)}. Name one of them: {directory / seeds[0]}."
+        )
+
+
 def _from_directory(directory: Path, label: str, kwargs: dict[str, Any]) -> Source:
     if not (directory / "config.json").is_file():
+        seeds_refused(directory)
         raise CheckpointError(
             f"{directory} has no config.json, so it is not a saved model. Give the file with the weights and --arch."
         )

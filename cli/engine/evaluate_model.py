@@ -39,7 +39,7 @@ def evaluate_model(name: str, given: Config, console: Console) -> dict[str, Any]
     """The figures of a model on val images. Arguments and errors as of `open_model`."""
     opened = open_model(name, given, console)
     autocast, rules = setup.autocast(opened.config, opened.device), TASKS[opened.config.task].rules
-    found = evaluate(opened.model, opened.loader, opened.device, autocast, rules)
+    found = evaluate(opened.model, opened.loader, opened.device, autocast, rules, console=console)
     if opened.config.multi_scale:
         scaled = evaluate(
             opened.model, opened.loader, opened.device, autocast, rules, similarity=False, multi_scale=True
@@ -63,6 +63,7 @@ def open_model(name: str, given: Config, console: Console) -> Opened:
     folder = run_of(Path(name)) if place(name).is_dir() else None
     config = resume.own_config(folder) if folder else given
     if folder and not (Path(name) / WEIGHTS[-1]).is_file():
+        checkpoint.seeds_refused(Path(name))
         raise CheckpointError(
             f"{name} has no {WEIGHTS[-1]} yet: the run is not finished. neutreno-adapt --resume {folder} goes on."
         )

@@ -11,6 +11,7 @@ from timm_neutreno.hub.client import Target
 from ..config import Config
 from ..errors import CheckpointError, HubError, UsageError, one_line
 from ..runtime import records
+from .checkpoint import seeds_refused
 
 
 def target(config: Config) -> Target:
@@ -65,6 +66,7 @@ def preview(directory: Path, target: Target) -> tuple[str, list[Path]]:
 
 def check_model(directory: Path) -> None:
     """The directory must hold a finished NeuTRENO model."""
+    seeds_refused(directory)
     missing = [name for name in ("model.safetensors", "config.json") if not (directory / name).is_file()]
     if missing:
         raise CheckpointError(

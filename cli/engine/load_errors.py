@@ -71,7 +71,7 @@ def offline_if_silent() -> Iterator[None]:
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
     """Turn the Hub client's exceptions into a sentence; its HTTP library's are matched by module, since it changes."""
-    instead = "Give a file or folder with --checkpoint, or leave it out for the embedded one, which needs no network."
+    instead = "A file or folder of weights, or demo, the embedded model, needs no network."
     try:
         yield
     except HFValidationError as error:

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
-from ..reports.results import EVALUATIONS, RESULTS
+from ..reports.results import EVALUATIONS, REPORT, RESULTS
+from ..reports.run_report import CURVES, SIMILARITY, TOKENS
+from ..reports.tables import count
+from ..runtime.console import fold, width
 from ..runtime.loggers import CSV, JSONL
 from . import examples, setup
 from .prepare import Parts
@@ -18,7 +21,7 @@ from .state import BEST, LAST, PREVIOUS
 from .trainer import Trainer
 
 STEPS = 3  # measured, after one that warms up
-OF_THE_RUN = (ARGUMENTS, EVALUATIONS, RESULTS, "README.md", "similarity.png", *WEIGHTS)
+OF_THE_RUN = (ARGUMENTS, EVALUATIONS, RESULTS, "README.md", REPORT, SIMILARITY, CURVES, TOKENS, *WEIGHTS)
 OF_PICTURES = (examples.PICTURE,)
 OF_AN_ARM = (*WEIGHTS, LAST, PREVIOUS, BEST, JSONL, CSV)
 
@@ -42,15 +45,18 @@ def make(parts: Parts, directory: Path) -> tuple[dict[str, Any], str]:
     of_an_arm += [examples.FILE] if segments else []
     files += [str(arm.directory / name) for arm in arms for name in of_an_arm]
     part = config.batch_size // config.accumulate // world.size
-    batch = f"{part} images x {config.accumulate} accumulation steps x {world.size} processes"
+    batch = f"{config.batch_size} images in a step"
+    if part != config.batch_size:
+        batch += f": {part} at once, in {count(world.size, 'process')} and {count(config.accumulate, 'pass')} of each"
     lines = {
         "model": f"{type(model).__name__}, {parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained",
-        "data": f"{datasets.label}: {len(datasets.train)} train and {len(datasets.val)} val images, "
-        f"{datasets.num_classes} classes",
+        "data": f"{datasets.label}: {len(datasets.train):,} train and {count(len(datasets.val), 'val image')}, "
+        f"{count(datasets.num_classes, 'class')}",
         "arms": ", ".join(arm.name for arm in arms),
-        "batch": f"{config.batch_size} = {batch}",
-        "steps": f"{trainer.steps} per epoch x {config.epochs} epochs = {steps}",
-        "learning rate": f"{config.lr:.3g} after {config.lr_warmup} epochs, then {config.sched} to {config.min_lr:g}",
+        "batch": batch,
+        "steps": f"{steps:,}: {trainer.steps:,} in an epoch, {count(config.epochs, 'epoch')}",
+        "learning rate": f"{config.lr:.3g} after {count(config.lr_warmup, 'epoch')}, then {config.sched} to "
+        f"{config.min_lr:g}",
         "step": f"{step:.3f} s, {config.batch_size / step:.0f} images/s; {100 * wait:.0f} % of it waiting for data",
         "memory": f"{memory or 0:.0f} MiB at most so far, per process, on {context.device}",
         "time": f"about {_duration(seconds)} for training, without evaluation, extrapolated from {STEPS} steps",
@@ -61,9 +67,10 @@ def make(parts: Parts, directory: Path) -> tuple[dict[str, Any], str]:
         "images_per_second": round(config.batch_size / step, 1), "memory_mib": memory,
         "batch_size": config.batch_size, "lr": config.lr, "num_classes": datasets.num_classes,
     }  # fmt: skip
-    width = max(map(len, lines))
-    text = [f"{name:<{width}}  {value}" for name, value in lines.items()]
-    return document, "\n".join([*text, f"{'writes':<{width}}  {', '.join(files)}", "Nothing was written."])
+    name_width = max(map(len, lines)) + 2
+    text = [f"{name:<{name_width}}{value}" for name, value in {**lines, "writes": ", ".join(files)}.items()]
+    text = [fold(line, width(), " " * name_width) for line in text]
+    return document, "\n".join([*text, "Nothing was written."])
 
 
 def _measure(trainer: Trainer) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from ..config import Config, check, resolve
 from ..data import loaders, sources
 from ..errors import UsageError
 from ..reports import cautions
+from ..reports.results import RESULTS
 from ..reports.tables import count
 from ..runtime import files, processes
 from ..runtime.console import Console
@@ -109,6 +110,13 @@ def run_directory(config: Config, name: str, world: World) -> Path:
     """The resumed run's folder, or the one to make; the same in all processes."""
     if config.resume:
         return Path(config.resume)
+    if config.output and (Path(config.output) / resume.ARGUMENTS).exists():
+        if (Path(config.output) / RESULTS).exists():
+            raise UsageError(f"--output {config.output} is a finished run. Nothing is overwritten: choose another.")
+        raise UsageError(
+            f"--output {config.output} is a run that is not finished. Go on with it: neutreno adapt --resume "
+            f"{config.output}. Or choose another --output, since nothing is overwritten."
+        )
     return processes.broadcast(files.choose_directory(config.output, f"neutreno-{name}") if world.first else None)
 
 

@@ -17,12 +17,12 @@ from timm_neutreno.smoothing import plot_similarity
 
 from ..config import Config
 from ..errors import CliError, Interrupted, one_line
-from ..reports import cautions, seeds, tables
+from ..reports import cautions, curves, run_report, seeds, tables
 from ..reports.results import RESULTS, Evaluations, RunResult
 from ..runtime import files, processes
 from ..runtime.processes import World
 from ..runtime.signals import StopSignal
-from . import checkpoint, examples, extension, lora, plan, resume, setup
+from . import checkpoint, examples, extension, lora, pictures, plan, resume, setup
 from .arms import Arm
 from .evaluate import evaluate, multi_scale
 from .failures import translate_error
@@ -70,7 +70,7 @@ def run_seeds(config: Config, world: World, stop: StopSignal) -> Printed:
         if not world.first:
             return {}, ""
         document = {**seeds.summarise(documents), "output": str(directory)}
-        seeds.write(document, directory)
+        seeds.write(document, directory, resume.read_arguments(directory))
     return document, seeds.text(document)
 
 
@@ -224,10 +224,24 @@ def conclude(parts: Parts, evaluations: Evaluations, directory: Path, seconds: f
         main=main.name, epochs_before=resume.read_arguments(directory).get(resume.EPOCHS_BEFORE, []),
         models=evaluations.in_order(names), task=context.config.task, **checkpoint.origin(parts.source),
     )  # fmt: skip
-    curves = {tables.label(key): row["similarity"] for key, row in result.models.items()}
-    with files.writing(directory / "similarity.png"):
-        plot_similarity(curves, directory / "similarity.png")
-    if context.config.task == "segmentation":
-        examples.plot(parts.datasets.val, parts.arms, parts.datasets.class_names, directory)
-    result.write(directory)
+    with context.console.waiting("writing the report"):
+        draw(parts, result, directory)
+        run_report.write(result, directory, resume.read_arguments(directory))
     return result
+
+
+def draw(parts: Parts, result: RunResult, directory: Path) -> None:
+    """The pictures of the run's documents."""
+    similarity = {tables.label(key): row["similarity"] for key, row in result.models.items()}
+    with files.writing(directory / run_report.SIMILARITY):
+        plot_similarity(similarity, directory / run_report.SIMILARITY)
+    if records := curves.read_records(directory, result.arms):
+        with files.writing(directory / run_report.CURVES):
+            curves.plot_training(records, directory / run_report.CURVES)
+    if parts.context.config.task == "segmentation":
+        examples.plot(parts.datasets.val, parts.arms, parts.datasets.class_names, directory)
+        return
+    try:
+        pictures.draw_token_maps(parts, directory / run_report.TOKENS)
+    except Exception as error:  # a model or source may have no such tokens or photos: the run is worth more
+        parts.context.console.caution(f"no token maps in the report: {one_line(error)[:200]}")

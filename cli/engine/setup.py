@@ -60,7 +60,8 @@ def choose_device(name: str | None, world: World) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name} cannot be used here: {one_line(error)[:160]} Try --device cpu.") from error
+        why = "torch knows no such device" if "Expected one of" in str(error) else one_line(error).partition(". ")[0]
+        raise UsageError(f"--device {name} cannot be used here: {why}. Try --device cpu, or cuda.") from error
     return device
 
 

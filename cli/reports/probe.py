@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime import files
+from . import provenance
 from .html import Section, render
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def write_report(
     if pca:
         plots = pca_plots(result, output, models, folder, pca, ignore_label)
         sections.append(Section("Patch tokens as colours", [COLORS], plots))
-    sections.append(Section("How it was done", [f"{topic}: {words}." for topic, words in result.protocol.items()]))
+    protocol = [(topic.capitalize(), words) for topic, words in result.protocol.items()]
+    sections.append(Section("How it was done", [], facts=[*protocol, *provenance.facts()]))
     introduction = [INTRODUCTION, f"Models: {names}. Images: {images}."]
     files.write_text(output / "report.html", render("What frozen features are worth", introduction, sections))
 

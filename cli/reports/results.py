@@ -17,10 +17,6 @@ RESULTS, EVALUATIONS = "results.json", "evaluations.json"  # where the first is,
 REPORT = "report.html"
 
 
-UNKNOWN = ["Without `import timm_neutreno`, timm answers `Unknown model (neutreno_...)`."]
-PICTURES = ["![Val images: truth and predictions](examples.png)"]
-
-
 @dataclass
 class RunResult:
     """What one run, of one seed, has measured.
@@ -93,12 +89,6 @@ class RunResult:
         outcomes = verdict.outcomes(self.models, self.methods)
         return {**asdict(self), "outcomes": outcomes, "verdict": self.sentences}
 
-    def write(self, directory: Path) -> None:
-        """Write README.md and, last, results.json, with the table's cells for the model card."""
-        document = {**self.document(), "table": self.rows}
-        files.write_text(directory / "README.md", self.readme())
-        files.write_text(directory / RESULTS, json.dumps(document, indent=2) + "\n")
-
     def text(self) -> str:
         """For the terminal: the table, the verdict, and how to load the model."""
         columns, lines = width(), [*self.sentences]
@@ -121,46 +111,6 @@ class RunResult:
             "import timm, timm_neutreno",
             f"model = timm.create_model({json.dumps('local-dir:' + self.output, ensure_ascii=False)}, pretrained=True)",
         ]
-
-    def _plans(self) -> str:
-        if not self.epochs_before:
-            return ""
-        return (
-            f" The run was planned for {', then '.join(map(str, self.epochs_before))} epochs before it was made "
-            f"{self.epochs}: the learning rates of each part are those of its own plan."
-        )
-
-    def readme(self) -> str:
-        from timm_neutreno.hub.card import escaped
-
-        images = self.models[self.main]["images"]
-        skipped = f" Unreadable images were passed over {count(self.skipped_images, 'time')}."
-        skipped = skipped if self.skipped_images else ""
-        lines = [
-            "# NeuTRENO adaptation",
-            "",
-            f"Checkpoint: {escaped(self.checkpoint)}. Data: {escaped(self.data)}, evaluated on {images} val images. "
-            f"{self.epochs} epochs, seed {self.seed}, {self.device}. Weights of the last epoch.{skipped}"
-            f"{self._plans()}",
-            "",
-            tables.markdown(self.rows),
-            "",
-            "Similarity is the mean cosine similarity between the tokens of an image after the last block: 1 means",
-            "that all tokens are alike. `similarity.png` shows it layer by layer. A strength between bars was learned:",
-            "the mean of its absolute values.",
-            "",
-            *(f"- {sentence}" for sentence in self.sentences),
-            "",
-            f"`arms/` has the checkpoints, logs and weights of each arm; the weights here are those of {self.main}.",
-            "",
-            "```python",
-            *self.load_lines(),
-            "```",
-            "",
-            *(PICTURES if self.task == "segmentation" else UNKNOWN),
-            "",
-        ]
-        return "\n".join(lines)
 
 
 KINDS = get_type_hints(RunResult)

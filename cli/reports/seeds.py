@@ -7,7 +7,7 @@ seed, and its 95 % interval is Student's, widened for the number of methods that
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 from ..errors import UsageError
 from ..runtime import files
 from ..runtime.console import fold, width
-from . import tables, verdict
+from . import run_report, tables, verdict
+from .command import command_line
+from .html import Section, render
 from .intervals import paired
 from .results import REPORT, RESULTS
-from .tables import LAST_BLOCK, figure, header, metrics_of
+from .tables import LAST_BLOCK, count, figure, header, metrics_of
 
 SAME = ("checkpoint", "data", "epochs")  # facts that runs must share to be compared
 
@@ -140,11 +142,8 @@ def readme(result: dict[str, Any], title: str = "NeuTRENO adaptation, several se
         "",
     ]
     if result["differences"]:
-        seeds, methods = result["difference_seeds"], len(result["differences"])
-        together = f", widened so that {methods} methods' intervals hold together" if methods > 1 else ""
         lines += [
-            "Each method minus the control, seed by seed, and the 95 % interval of the mean (Student's t, "
-            f"{len(seeds) - 1} degree{'s' if len(seeds) > 2 else ''} of freedom{together}):",
+            f"{_paired(result)}:",
             "",
             tables.markdown(_difference_cells(result)),
             "",
@@ -166,10 +165,47 @@ def _difference_cells(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def write(result: dict[str, Any], directory: Path) -> None:
-    """Write README.md and results.json of the folder that holds the runs."""
+def write(result: dict[str, Any], directory: Path, arguments: Mapping[str, Any]) -> None:
+    """Write report.html, README.md and, last, results.json of the folder that holds the runs.
+
+    Args:
+        result: What `summarise` gave.
+        directory: The folder.
+        arguments: Its args.yaml.
+    """
+    files.write_text(directory / REPORT, report(result, arguments))
     files.write_text(directory / "README.md", readme(result))
     files.write_text(directory / RESULTS, json.dumps(result, indent=2) + "\n")
+
+
+def report(result: dict[str, Any], arguments: Mapping[str, Any]) -> str:
+    """The page of the folder that holds the runs."""
+    methods = list(result["outcomes"])
+    sections = [Section("Results", [f"{run_report.TABLE} {SPREAD}"], table=cells(result))]
+    if result["differences"]:
+        sections.append(Section("Differences", [f"{_paired(result)}."], table=_difference_cells(result)))
+    links = [(f"seed-{seed}/{REPORT}", f"Seed {seed}: curves, similarity by layer, photos") for seed in result["seeds"]]
+    about = [(name.capitalize(), str(result[name])) for name in SAME if name in result]
+    sections += [
+        Section("Each seed", [], links=links),
+        Section("How it was done", [], facts=[*about, *run_report.facts(arguments)]),
+        Section("Do it again", [], code=command_line(arguments)),
+    ]
+    heading = run_report.heading(methods, result["checkpoint"], result["data"])
+    return render(f"{heading}, {len(result['seeds'])} seeds", result["verdict"], sections)
+
+
+SPREAD = "Mean ± standard deviation (n - 1) over the seeds; a row with a number in brackets is of so many only."
+
+
+def _paired(result: dict[str, Any]) -> str:
+    """What the table of differences shows."""
+    seeds, methods = result["difference_seeds"], len(result["differences"])
+    together = f", widened so that {methods} methods' intervals hold together" if methods > 1 else ""
+    return (
+        "Each method minus the control, seed by seed, and the 95 % interval of the mean (Student's t, "
+        f"{count(len(seeds) - 1, 'degree')} of freedom{together})"
+    )
 
 
 def text(result: dict[str, Any]) -> str:

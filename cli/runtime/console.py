@@ -12,7 +12,7 @@ import textwrap
 import time
 from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rich import console as rich
 
@@ -31,7 +31,6 @@ class Console:
         bars: Whether bars are shown in a notebook; None: unless quiet.
 
     Attributes:
-        live: Whether a panel can be drawn.
         figures: What the panel shows beside its bar, as live.FIGURES has them.
     """
 
@@ -40,8 +39,12 @@ class Console:
         in_notebook = notebook.is_running() and (bars if bars is not None else not quiet)
         self.bar = notebook.Bar() if in_notebook else None
         self.console = rich.Console(stderr=True, highlight=False, soft_wrap=True)
-        self.live = not quiet and self.console.is_terminal and not self.console.is_dumb_terminal
         self.figures: dict[str, Any] = {}
+
+    @property
+    def live(self) -> bool:
+        """Whether a panel can be drawn."""
+        return not self.quiet and self.console.is_terminal and not self.console.is_dumb_terminal
 
     def say(self, line: str, indent: int = 2) -> None:
         """Print a line; what does not fit a terminal goes on below, indented."""
@@ -100,9 +103,10 @@ class Console:
                 self.say(", ".join([f"{title}: {done} of {total}", *live.words(self.figures)]))
 
 
-def width() -> int | None:
-    """Columns of the terminal that standard output goes to; None if it goes elsewhere."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
+def width(stream: TextIO | None = None) -> int | None:
+    """Columns of the terminal that a stream, or standard output, goes to; None if it goes elsewhere."""
+    there = (stream or sys.stdout).isatty() and os.environ.get("TERM") != "dumb"
+    return shutil.get_terminal_size().columns if there else None
 
 
 def fold(text: str, columns: int | None, indent: str = "") -> str:

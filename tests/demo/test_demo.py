@@ -73,7 +73,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
 
 def test_missing_scikit_learn_is_named_with_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "timm-neutreno\[demo\]"'):
+    with pytest.raises(ModuleNotFoundError, match="pip install scikit-learn"):
         digits.write_digits(tmp_path / "digits")
 
 

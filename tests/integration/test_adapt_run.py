@@ -88,8 +88,12 @@ def test_a_file_of_timms_own_adapts_and_loads_in_a_new_process(adapt, tmp_path):
     document, run, _ = adapt()
     assert {path.name for path in run.iterdir()} == {
         "model.safetensors", "config.json", "args.yaml", "arms", "evaluations.json", "results.json", "similarity.png",
-        "README.md",
+        "README.md", "report.html", "curves.png", "tokens.png",
     }  # fmt: skip
+    page, readme = (run / "report.html").read_text(), (run / "README.md").read_text()
+    assert page.count("<img ") == 3
+    assert "http" not in page
+    assert [name for name in ("curves.png", "similarity.png", "tokens.png") if f"]({name})" not in readme] == []
     torch.manual_seed(1)
     pixels = torch.randn(3, 3, 16, 16)
     torch.save(pixels, tmp_path / "pixels.pt")

@@ -76,7 +76,7 @@ def load_split():
         from sklearn.model_selection import train_test_split
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'the embedded digits come with scikit-learn, which is missing: pip install "timm-neutreno[demo]"'
+            "the embedded digits come with scikit-learn, which is missing: pip install scikit-learn"
         ) from error
     digits = load_digits()
     indices = list(range(len(digits.target)))

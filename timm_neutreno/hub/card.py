@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Callable
+from importlib.metadata import distribution
 from typing import Any
 
 import yaml
@@ -68,7 +71,7 @@ def render(
     metadata = _merged(metadata, new)
     name = repo_id.rpartition("/")[2]
     if arguments:
-        sections["recipe"] = _recipe(arguments)
+        sections["recipe"] = _recipe(arguments, results)
     sections["citation"] = f"## Citation\n\n```bibtex\n{BIBTEX}\n```"
     if not body.strip():
         body = f"# {name}\n"
@@ -193,9 +196,7 @@ def _slug(text: str) -> str:
 def _usage(repo_id: str) -> str:
     return f"""## How to load it
 
-```bash
-pip install timm-neutreno
-```
+{install()}
 
 ```python
 import timm_neutreno  # first: it registers the neutreno_* models in timm
@@ -217,6 +218,21 @@ processor = AutoImageProcessor.from_pretrained("{repo_id}")
 
 `Unknown model (neutreno_...)` from timm, or `not supported in your version of timm` from transformers, means that
 `import timm_neutreno` is missing. `@REVISION` after the name pins one in timm, `revision=` in transformers."""
+
+
+def install() -> str:
+    """How to install this package from where it came from: no release of it is in a package registry.
+
+    The address is that of the installation, if pip made it from a git repository (PEP 610), else the project's own.
+    """
+    package = distribution("timm-neutreno")
+    origin = json.loads(package.read_text("direct_url.json") or "{}")
+    urls = dict(url.split(", ", 1) for url in package.metadata.get_all("Project-URL") or [])
+    if "vcs_info" in origin:
+        address = f"{origin['url']}@{origin['vcs_info']['commit_id']}"
+    elif not (address := urls.get("Repository", "")):
+        return f"Install timm_neutreno {package.version} first: `pip install .` in its source folder."
+    return f"```bash\npip install git+{address}\n```"
 
 
 def _model(config: dict[str, Any], results: dict[str, Any] | None, license: str | None) -> str:
@@ -269,12 +285,13 @@ def result_section(results: dict[str, Any], units: str) -> str:
     header, *rows = results["table"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
-    images = results["models"][results["main"]]["images"]
+    number = results["models"][results["main"]]["images"]
+    images = f"{number:,} val image{'' if number == 1 else 's'}"
     return "\n".join(
         [
             "## Results",
             "",
-            f"Data: {escaped(shown(results['data']))}, {images} val images, the same for every row. {units} "
+            f"Data: {escaped(shown(results['data']))}, {images}, the same for every row. {units} "
             "Similarity is the mean cosine similarity between the tokens of an image after the last block.",
             "",
             *lines,
@@ -286,7 +303,7 @@ def result_section(results: dict[str, Any], units: str) -> str:
     )
 
 
-def _recipe(arguments: dict[str, Any]) -> str:
+def _recipe(arguments: dict[str, Any], results: dict[str, Any] | None) -> str:
     keys: tuple[str, ...] = RECIPE
     if arguments.get("task") == "segmentation":
         keys = (*(key for key in RECIPE if key not in OF_CLASSES), *OF_MASKS)
@@ -294,5 +311,8 @@ def _recipe(arguments: dict[str, Any]) -> str:
         f"{key} {escaped(str(arguments[key]))}" for key in keys if arguments.get(key) not in (None, "", [])
     )
     versions = ", ".join(f"{key} {escaped(str(value))}" for key, value in arguments.get("versions", {}).items())
-    task = " --task segmentation" if arguments.get("task") == "segmentation" else ""
-    return f"## Recipe\n\n`neutreno-adapt{task}` with {recipe}.\n\nVersions: {versions}."
+    again = ""
+    if results and results.get("command"):
+        words = [shown(word) for word in shlex.split(results["command"])]
+        again = f"To make it again:\n\n```bash\n{shlex.join(words)}\n```\n\n"
+    return f"## Recipe\n\n{again}All settings: {recipe}.\n\nVersions: {versions}."

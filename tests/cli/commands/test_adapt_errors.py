@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from timm_neutreno_cli.config import Config
+from timm_neutreno_cli.engine import hub
+from timm_neutreno_cli.engine.evaluate_model import evaluate_model
+from timm_neutreno_cli.errors import CheckpointError
 from timm_neutreno_cli.main import adapt_main
 
 SHAPE = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -111,8 +115,18 @@ def test_output_that_exists_is_left_alone(fails, small, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
+def test_output_that_is_a_run_says_how_to_go_on(fails, small, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "args.yaml").touch()
+    assert f"Go on with it: neutreno adapt --resume {tmp_path / 'run'}. Or choose" in fails(2, *small)
+    (tmp_path / "run" / "results.json").touch()
+    assert "is a finished run. Nothing is overwritten" in fails(2, *small)
+
+
 def test_unknown_device(fails, small):
-    assert "--device" in fails(2, *small, "--device", "abacus")
+    assert "--device abacus cannot be used here: torch knows no such device. Try" in fails(
+        2, *small, "--device", "abacus"
+    )
 
 
 def test_a_batch_larger_than_the_data(fails, small):
@@ -212,8 +226,27 @@ def test_unknown_tag_has_the_known_ones(fails):
 
 def test_unsupported_model_says_why(fails):
     line = fails(4, "--checkpoint", "swin_tiny_patch4_window7_224")
-    assert "cannot apply NeuTRENO to swin_tiny_patch4_window7_224" in line
-    assert "never" in line
+    assert line == (
+        "cannot apply NeuTRENO to swin_tiny_patch4_window7_224: its feature maps change size between stages, so that "
+        "the "
+        "first layer's values fit no later layer. `neutreno models` lists the models that it can be applied to."
+    )
+
+
+def test_the_folder_of_several_seeds_names_them(fails, small, tmp_path):
+    for seed in (0, 1):
+        (tmp_path / "runs" / f"seed-{seed}").mkdir(parents=True)
+        (tmp_path / "runs" / f"seed-{seed}" / "config.json").touch()
+    line = fails(4, *small, "--checkpoint", tmp_path / "runs")
+    assert line == (
+        f"{tmp_path / 'runs'} holds one model for each seed: seed-0, seed-1. Name one of them: "
+        f"{tmp_path / 'runs/seed-0'}."
+    )
+    with pytest.raises(CheckpointError, match="seed-0, seed-1"):
+        hub.check_model(tmp_path / "runs")
+    (tmp_path / "runs" / "args.yaml").write_text("versions: {}\n")
+    with pytest.raises(CheckpointError, match="seed-0, seed-1"):
+        evaluate_model(str(tmp_path / "runs"), Config())
 
 
 def test_missing_file(fails, small, tmp_path):
@@ -320,6 +353,10 @@ def test_loss_that_is_not_finite_names_the_step(fails, small):
 FILE_LIMIT = """
 import resource, sys
 from timm_neutreno_cli.engine import state
+from timm_neutreno_cli.config import Config
+from timm_neutreno_cli.engine import hub
+from timm_neutreno_cli.engine.evaluate_model import evaluate_model
+from timm_neutreno_cli.errors import CheckpointError
 from timm_neutreno_cli.main import adapt_main
 real, saved = state.write, []
 def write(path, content):

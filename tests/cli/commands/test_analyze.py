@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import timm
@@ -12,7 +16,7 @@ import torch
 import typer
 from hosts import SMALL, randomize
 from PIL import Image
-from timm_neutreno_cli.commands.analyze import analyze, choose
+from timm_neutreno_cli.commands.analyze import analyze, choose, label_of
 from timm_neutreno_cli.data.photos import find_photos, photo_batches
 from timm_neutreno_cli.errors import CheckpointError, CliError, DataError, OutputError, UsageError
 from typer.testing import CliRunner
@@ -67,8 +71,10 @@ def test_two_random_models_side_by_side(photos, tmp_path):
             assert (out / "plots" / f"{metric}.{suffix}").stat().st_size > 1000
     assert set(document["spectra"]) == {PLAIN, TWIN}
     page = (out / "report.html").read_text()
-    assert page.count("<h2>") == 3
-    assert f"Models: {PLAIN}, {TWIN}. Model names stand for random weights (seed 0)." in page
+    assert re.findall("<h2>(.*?)</h2>", page)[::4] == ["Summary", "How it was done"]
+    assert f"<td>{PLAIN}, {TWIN}. Model names stand for random weights (seed 0).</td>" in page
+    assert f"Compared with {PLAIN}, {TWIN} is " in page.partition("</h2>")[2].partition("<h2>")[0]
+    assert all(words in page for words in ("<td>neutreno ", f"torch {version('torch')}", time.strftime("%Y-%m-%d")))
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -81,15 +87,29 @@ def test_a_saved_model_is_measured_as_itself(photos, tmp_path):
         assert document["results"][0]["values"][metric] == pytest.approx(values, abs=1e-6)
 
 
+def test_models_of_runs_are_named_by_run_and_arm(tmp_path, monkeypatch):
+    (tmp_path / "first" / "arms" / "control" / "ema").mkdir(parents=True)
+    (tmp_path / "first" / "args.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    inside = ["first", "first/arms/control", "first/arms/control/ema"]
+    assert [label_of(Path(path)) for path in inside] == ["first", "first/control", "first/control/ema"]
+    (tmp_path / "first" / "results.json").write_text('{"main": "gfsa"}')
+    assert label_of(Path("first")) == "first/gfsa"
+    (tmp_path / "args.yaml").touch()  # a run of several seeds around it
+    assert label_of(Path("first")) == f"{tmp_path.name}/first/gfsa"
+    assert label_of(Path("weights.pth")) == "weights.pth"
+
+
 def test_every_metric_and_part(photos, tmp_path):
     out, model = tmp_path / "report", small("neutreno_vit_tiny_patch16_224")
     timm_neutreno.hub.save_pretrained(model, tmp_path / "run", data_config={"input_size": (3, 32, 32)})
-    run(tmp_path / "run", "--data", photos, "--images", 1, "--output", out, "--metrics", "all")
+    shown = run(tmp_path / "run", "--data", photos, "--images", 1, "--output", out, "--metrics", "all")
+    assert [line.split()[0] for line in shown.splitlines()[2:] if line] == list(METRICS)
     document = json.loads((out / "results.json").read_text())
     assert set(document["results"][0]["values"]) == set(METRICS)
     assert document["cost"]["run"]["flops_added_per_image"] == 3 * 3 * 17 * 48
     assert (out / "plots" / "maps_1.png").exists()
-    assert (out / "report.html").read_text().count("<h2>") == len(METRICS) + 3
+    assert (out / "report.html").read_text().count("<h2>") == len(METRICS) + 5
 
 
 def test_a_file_that_does_not_say_what_it_is(photos, tmp_path):
@@ -126,7 +146,12 @@ def broken_weights(tmp_path):
 
 
 WRONG = {
-    "metric": (lambda tmp: [PLAIN, "--metrics", "smooth"], UsageError, "--metrics: unknown: smooth; choose from"),
+    "metric": (
+        lambda tmp: [PLAIN, "--metrics", "smooth"],
+        UsageError,
+        "--metrics: unknown: smooth. The groups are similarity",
+    ),
+    "typo": (lambda tmp: [PLAIN, "--metrics", "block_cosin"], UsageError, "unknown: block_cosin. Did you mean: "),
     "no metric": (lambda tmp: [PLAIN, "--metrics", ","], UsageError, "nothing to measure"),
     "twice": (lambda tmp: [PLAIN, PLAIN, "--no-pretrained"], UsageError, "is named twice"),
     "model": (lambda tmp: ["deit_tinny"], CheckpointError, "unknown model 'deit_tinny'.*deit_tiny"),

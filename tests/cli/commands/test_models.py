@@ -27,7 +27,7 @@ def test_lists_every_supported_model_with_family_and_tags(monkeypatch, capsys):
     assert all(timm.is_model(row["twin"]) for row in rows.values())
 
 
-@pytest.mark.parametrize("pattern", ["deit_tiny_*", "neutreno_deit_tiny_*"])
+@pytest.mark.parametrize("pattern", ["deit_tiny_*", "neutreno_deit_tiny_*", "deit_tiny"])
 def test_pattern_and_parameters(monkeypatch, capsys, pattern):
     code, printed = run(monkeypatch, capsys, pattern)
     assert code == 0
@@ -41,4 +41,8 @@ def test_pattern_and_parameters(monkeypatch, capsys, pattern):
 def test_no_match_is_one_line(monkeypatch, capsys):
     code, printed = run(monkeypatch, capsys, "resnet*")
     assert code == 4
-    assert printed.err == "error: no supported model is named like 'resnet*'. `neutreno models` lists them all.\n"
+    assert printed.err == (
+        "error: NeuTRENO can be applied to no model of timm with 'resnet*' in its name. `neutreno models` lists those "
+        "that it can be applied to.\n"
+    )
+    assert "Did you mean: deit_tiny?" in run(monkeypatch, capsys, "deit_tinny")[1].err

@@ -101,7 +101,7 @@ def test_a_table_and_sentences(files, tmp_path):
         files / "plain", "--data", files / "scenes", "--ignore-label", 3, "--fidelity", "0.1",
         "--output", tmp_path / "r", *QUICK,
     )  # fmt: skip
-    lines = [line for line in stdout.splitlines() if line]
+    lines = [line for line in stdout.splitlines() if line.strip("-")]
     first = [line.split()[0] for line in lines]
     assert first == [*("linear", "setting", "as", "neutreno"), *("k-NN", "setting", "as", "neutreno"), *["plain,"] * 2]
     assert re.search(r"neutreno fidelity 0.1, all blocks  \d+\.\d\d\* +\d+\.\d\d +[+-]\d+\.\d\d \[", lines[3])

@@ -44,8 +44,30 @@ def test_names_are_escaped():
     assert "a &lt; b" in page
 
 
-def test_a_table_without_a_plot_is_open():
-    assert "<details open>" in render("t", [], [Section("s", [], (), [["a"], ["1"]])])
+def test_a_table_beside_a_plot_is_folded_up(tmp_path):
+    plot_results([PLAIN], tmp_path / "plot.svg")
+    alone, beside = (
+        render("t", [], [Section("s", [], plots, [["a"]])]) for plots in ((), [(tmp_path / "plot.svg", "p")])
+    )
+    assert "<details>" not in alone
+    assert "<details>" in beside
+
+
+def test_a_verdict_s_word_is_shown_in_colour_and_the_rest_is_text():
+    page = render("t", ["Worse: a < b.", "No difference shown: c.", "Nothing: d."], [])
+    assert '<p><span class="word worse">Worse</span> a &lt; b.</p>' in page
+    assert '<span class="word open">No difference shown</span> c.' in page
+    assert "<p>Nothing: d.</p>" in page
+
+
+def test_facts_code_and_links_are_escaped():
+    page = render(
+        "t", [], [Section("s", [], facts=[("a<", "b&")], code="x < y", links=[('seed-0/"', "seed <0>")])], "end"
+    )
+    assert "<td>a&lt;</td><td>b&amp;</td>" in page
+    assert "<pre>x &lt; y</pre>" in page
+    assert '<a href="seed-0/&quot;">seed &lt;0&gt;</a>' in page
+    assert "<footer>end</footer>" in page
 
 
 def test_sentences_say_what_the_numbers_do():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import json
+import time
 from dataclasses import replace
 
 import pytest
 from figures import STRENGTHS, evaluation, result
+from timm_neutreno_cli import config as settings
 from timm_neutreno_cli.errors import CheckpointError
-from timm_neutreno_cli.reports import epochs, tables
+from timm_neutreno_cli.reports import epochs, run_report, tables
 from timm_neutreno_cli.reports.results import Evaluations, RunResult
 
 MODELS = {
@@ -17,16 +20,33 @@ MODELS = {
     "neutreno/ema": evaluation(82.0, strengths=STRENGTHS),
 }  # fmt: skip
 
+ARGUMENTS = {
+    **settings.to_yaml(settings.resolve(settings.from_given({"epochs": 1}))),
+    "versions": {"torch": "2.10"}, "data_fingerprint": {"val images": 400},
+}  # fmt: skip
+
 
 def test_a_result_is_written_and_read_back(tmp_path):
     assert RunResult.read(tmp_path) is None
     found = result(MODELS)
-    found.write(tmp_path)
+    run_report.write(found, tmp_path, ARGUMENTS)
     assert RunResult.read(tmp_path) == found
     document = json.loads((tmp_path / "results.json").read_text())
     assert list(document["models"]) == list(MODELS)
     assert document["verdict"] == found.sentences
     assert [tuple(row) for row in document["table"]] == found.rows
+    assert document["command"] == "neutreno adapt --epochs 1"
+    for name in ("report.html", "README.md"):
+        text = html.unescape((tmp_path / name).read_text())
+        told = [
+            "neutreno adapt --epochs 1",
+            "torch 2.10",
+            "400 val images",
+            time.strftime("%Y-%m-%d"),
+            *found.load_lines(),
+        ]
+        assert [words for words in told if words not in text] == []
+        assert [row[0] for row in found.rows if row[0] not in text] == []
 
 
 def test_rows_are_called_in_words_and_ordered_by_arms(tmp_path):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from figures import STRENGTHS, evaluation, result
+from timm_neutreno_cli.reports import run_report
 
 from timm_neutreno.hub import card
 
@@ -20,7 +22,7 @@ def texts(adapted: float, control: float | None, similarity: float = 0.3) -> dic
     config = {"architecture": "neutreno_vit", "num_classes": 2, "pretrained_cfg": {}}
     shown = {
         "terminal": found.text(),
-        "README.md": found.readme(),
+        "README.md": run_report.readme(found, Path(), {}),
         "results.json": json.dumps(results),
         "card": card.render("me/it", config, results),
     }
