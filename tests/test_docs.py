@@ -85,7 +85,7 @@ def test_commands_and_options_exist(page, line):
 def script_lines() -> list[tuple[str, str]]:
     """(page, command) of every `python benchmarks/...` in the pages' text."""
     found = re.compile(r"python (benchmarks/\w+\.py[^`\n]*)")
-    return [(page.name, line) for page in PAGES for line in found.findall(page.read_text())]
+    return [(page.name, line) for page in PAGES for line in found.findall(page.read_text().replace("\\\n", " "))]
 
 
 @pytest.mark.parametrize(("page", "line"), script_lines())
