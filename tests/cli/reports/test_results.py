@@ -78,7 +78,7 @@ def test_rows_are_called_in_words_and_ordered_by_arms(tmp_path):
     ],
 )
 def test_a_row_that_no_evaluation_gives_is_named(tmp_path, file, change, words):
-    result(MODELS).write(tmp_path)
+    run_report.write(result(MODELS), tmp_path, ARGUMENTS)
     document = json.loads((tmp_path / "results.json").read_text())
     change(document["models"])
     (tmp_path / file).write_text(json.dumps(document if file == "results.json" else document["models"]))
@@ -94,9 +94,9 @@ def test_a_result_without_its_main_model_is_refused(tmp_path):
         RunResult.read(tmp_path)
 
 
-def test_names_cannot_break_out_of_the_readme():
+def test_names_cannot_break_out_of_the_readme(tmp_path):
     found = replace(result(MODELS), checkpoint="x|y\n# <img src=z>", data="[a](b) `c`", output='a"b')
-    text = found.readme()
+    text = run_report.readme(found, tmp_path, ARGUMENTS)
     assert r"Checkpoint: x\|y # \<img src=z\>. Data: \[a\](b) \`c\`," in text
     assert r'"local-dir:a\"b"' in text
 
