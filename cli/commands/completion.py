@@ -56,7 +56,7 @@ def methods(incomplete: str) -> list[str]:
 
 COMPLETIONS: dict[str, Completion] = {
     "checkpoint": models,
-    "recipe": words(RECIPES),
+    "recipe": words(dict.fromkeys(name for recipes in RECIPES.values() for name in recipes)),
     "method": methods,
     "device": words(("cpu", "cuda", "mps")),
     "log": words(("tensorboard", "wandb", "trackio")),

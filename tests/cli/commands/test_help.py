@@ -127,4 +127,4 @@ def test_the_shell_gets_the_words():
     asked = {"_NEUTRENO_COMPLETE": "complete_bash", "COMP_WORDS": "neutreno adapt --recipe ", "COMP_CWORD": "3"}
     code = "from timm_neutreno_cli.main import app; app(prog_name='neutreno')"
     offered = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked})
-    assert offered.stdout.split() == ["finetune", "deit", "digits"], offered.stderr
+    assert offered.stdout.split() == ["finetune", "deit", "digits", "segmenter"], offered.stderr
