@@ -14,6 +14,7 @@ from integration import small_run
 from timm_neutreno_cli.config import Config
 from timm_neutreno_cli.engine.evaluate_model import evaluate_model
 from timm_neutreno_cli.main import adapt_main, main
+from timm_neutreno_cli.runtime.console import Console
 
 import timm_neutreno  # noqa: F401 - imported to register the neutreno_* names
 
@@ -177,7 +178,7 @@ def test_adapters_are_merged_in_what_is_saved(adapt, small):
         model = timm.create_model(f"local-dir:{folder / 'arms' / arm}", pretrained=True)
         moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
         assert moved == {f"blocks.{index}.attn.qkv.weight" for index in range(3)} | {"head.weight", "head.bias"}
-        found = evaluate_model(str(folder / "arms" / arm), Config())
+        found = evaluate_model(str(folder / "arms" / arm), Config(), Console(quiet=True))
         assert found["loss"] == pytest.approx(document["models"][arm]["loss"], abs=1e-6)
 
 

@@ -151,7 +151,7 @@ def test_it_says_what_happens_if_asked(small, tmp_path, capfd):
     timm_neutreno.adapt(**{**small, "epochs": 1}, output=tmp_path / "run", quiet=False)
     out, err = capfd.readouterr()
     assert out == ""
-    assert "training    1 epochs" in err
+    assert "training    1 epoch, " in err
 
 
 def test_several_seeds_have_models_of_each(small, tmp_path):

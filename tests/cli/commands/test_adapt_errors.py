@@ -15,6 +15,7 @@ from timm_neutreno_cli.engine import hub
 from timm_neutreno_cli.engine.evaluate_model import evaluate_model
 from timm_neutreno_cli.errors import CheckpointError
 from timm_neutreno_cli.main import adapt_main
+from timm_neutreno_cli.runtime.console import Console
 
 SHAPE = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 KWARGS = [part for key, value in SHAPE.items() for part in ("--model-kwargs", f"{key}={value}")]
@@ -246,7 +247,7 @@ def test_the_folder_of_several_seeds_names_them(fails, small, tmp_path):
         hub.check_model(tmp_path / "runs")
     (tmp_path / "runs" / "args.yaml").write_text("versions: {}\n")
     with pytest.raises(CheckpointError, match="seed-0, seed-1"):
-        evaluate_model(str(tmp_path / "runs"), Config())
+        evaluate_model(str(tmp_path / "runs"), Config(), Console(quiet=True))
 
 
 def test_missing_file(fails, small, tmp_path):
