@@ -23,7 +23,7 @@ def unsaid(path: Path) -> list[str]:
         owner = getattr(getattr(node.func, "value", None), "id", "")
         modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
         binary = any("b" in mode and len(mode) < 4 for mode in modes)
-        ours = owner in ("files", "records", "Image", "os")  # files.write_text, ...: they say it themselves
+        ours = owner in ("files", "records", "Image", "os", "package")  # files.write_text, ...: they say it themselves
         if name in OPENING and not ours and not binary and "encoding" not in {word.arg for word in node.keywords}:
             found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     return found

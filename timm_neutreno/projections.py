@@ -289,7 +289,7 @@ def output_diff(attn, u, x, p) -> Tensor:
 
 def output_sam(attn, u, x, p) -> Tensor:
     y = attn.proj_drop(attn.proj(_merge_heads(u)))
-    return y.view(*x.shape[:3], y.shape[-1])
+    return y.view(x.shape[0], x.shape[1], x.shape[2], y.shape[-1])  # by number: torch.fx cannot unpack a shape
 
 
 def output_parallel(block, u, x, p) -> Tensor:

@@ -15,7 +15,7 @@ from .load_errors import hub_errors
 def is_segmenter(folder: Path) -> bool:
     """Whether a folder holds a saved Segmenter."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and str(config.get("architecture", "")).endswith("segmenter")

@@ -279,14 +279,14 @@ def launch_with(options: Mapping[str, Any], count: int, echo: bool) -> str:
 
     with tempfile.TemporaryDirectory(prefix="neutreno-") as folder:
         path = Path(folder) / "options.yaml"
-        path.write_text(yaml.safe_dump(dict(options)))
+        path.write_text(yaml.safe_dump(dict(options)), encoding="utf-8")
         variables = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("NEUTRENO_")}
         try:  # the command would read options from them, which go before a file's
             code = launch(count, ["neutreno-adapt", "--config", str(path)], Path(folder), echo)
         finally:
             os.environ.update(variables)
         printed, said = (
-            "".join(file.read_text() for file in sorted(Path(folder).rglob(name)))
+            "".join(file.read_text(encoding="utf-8") for file in sorted(Path(folder).rglob(name)))
             for name in ("stdout.log", "stderr.log")
         )
     if code:

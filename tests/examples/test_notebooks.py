@@ -32,7 +32,7 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
     assert "CheckpointError: unknown model 'vit_tinny'" in printed
     bars = [data["text/html"] for data in client.shown if "<progress" in data.get("text/html", "")]
-    assert any("neutreno 3/3" in bar for bar in bars)
+    assert any("neutreno" in bar and "epoch 3/3" in bar for bar in bars)
     assert not any("<progress" in output.get("data", {}).get("text/html", "") for output in outputs)  # bars have gone
 
 

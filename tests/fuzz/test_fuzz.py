@@ -34,6 +34,7 @@ from timm_neutreno_cli.commands.options import takes_config
 from timm_neutreno_cli.config import Config
 from timm_neutreno_cli.engine import checkpoint, hub, load_errors, resume, state
 from timm_neutreno_cli.errors import CheckpointError, CliError
+from timm_neutreno_cli.reports import run_report
 from timm_neutreno_cli.reports.results import Evaluations, RunResult
 from timm_neutreno_cli.runtime import loggers
 
@@ -231,7 +232,7 @@ def test_files_of_a_run(fuzz, tmp_path):
             (tmp_path / "results.json").write_bytes(mutations.damaged_text(draw, result.document()))
             found = RunResult.read(tmp_path)
             assert found is not None
-            json.dumps(found.document()), found.text(), found.readme()
+            json.dumps(found.document()), found.text(), run_report.readme(found, tmp_path, {})
         elif kind == "evaluations":
             (tmp_path / "evaluations.json").write_bytes(mutations.damaged_text(draw, models))
             Evaluations(tmp_path, True).in_order(["control", "neutreno"])

@@ -55,7 +55,7 @@ def _write(root: Path, digits, labels, in_val: set[int]) -> None:
             canvas, mask = _canvas(draw, chosen, digits, labels)
             canvas.convert("RGB").save(root / "images" / part / f"{number:04d}.png")
             mask.save(root / "annotations" / part / f"{number:04d}.png")
-    (root / "classes.txt").write_text("\n".join(NAMES) + "\n")
+    (root / "classes.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
 
 
 def _canvas(draw: random.Random, chosen: list[int], digits, labels):

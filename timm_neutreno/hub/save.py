@@ -85,9 +85,9 @@ def say_classes_once(config: Path) -> None:
     timm writes it into `model_args` too. transformers' TimmWrapper hands `model_args` on beside a `num_classes` of its
     own, so that both would be a TypeError.
     """
-    content = json.loads(config.read_text())
+    content = json.loads(config.read_text(encoding="utf-8"))
     if content.get("model_args", {}).pop("num_classes", None) is not None:
-        config.write_text(json.dumps(content, indent=2))
+        config.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 def _dense(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: object) -> None:

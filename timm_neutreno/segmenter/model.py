@@ -194,7 +194,7 @@ class Segmenter(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """config.json and model.safetensors; called by `save_pretrained`."""
-        (save_directory / CONFIG).write_text(json.dumps(self.config(), indent=2) + "\n")
+        (save_directory / CONFIG).write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, save_directory / WEIGHTS)
         # safetensors writes for its owner alone, but people share run directories
         (save_directory / WEIGHTS).chmod((save_directory / CONFIG).stat().st_mode)
