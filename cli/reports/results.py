@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -139,12 +140,23 @@ def _kinds(row: dict[str, Any]) -> dict[str, Any]:
     return {**dict.fromkeys(tables.METRICS[task].keys() - OPTIONAL, float), **ROW}
 
 
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """All of them in a document."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _whole_numbers(item)
+
+
 def _impossible(row: dict[str, Any]) -> str:
     """What no evaluation gives, in words; "" if nothing."""
     if not row["similarity"]:
         return "similarity is empty"
     if not 0 < row["images"] < 10**12:
         return f"images cannot be {row['images']}"
+    if any(abs(number) > 10**300 for number in _whole_numbers(row)):
+        return "a whole number in it is too large"
     for metric in tables.metrics_of([row]).keys() - {"loss", *tables.LAST_BLOCK}:  # a loss may overflow
         if not abs(row[metric]) <= 100:
             return f"{metric} cannot be {row[metric]}"

@@ -94,8 +94,15 @@ def page(result: RunResult, directory: Path, arguments: Mapping[str, Any]) -> st
 
 def heading(methods: Sequence[str], checkpoint: str, data: str) -> str:
     """Of a report: what was put into what."""
-    names = [Path(text).name if Path(text).exists() else text for text in (checkpoint, data)]
-    return f"Adapting {names[0]} with {' and '.join(methods)} on {names[1]}"
+    return f"Adapting {_name(checkpoint)} with {' and '.join(methods)} on {_name(data)}"
+
+
+def _name(text: str) -> str:
+    """Of a file or folder its own name; anything else as it is."""
+    try:
+        return Path(text).name if Path(text).exists() else text
+    except (OSError, ValueError):  # too long, or a zero byte: no path
+        return text
 
 
 def _plans(result: RunResult) -> str:

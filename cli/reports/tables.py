@@ -37,7 +37,8 @@ def label(key: str) -> str:
 def count(number: float, word: str) -> str:
     """A number with its word: 1 image, 1,200 images, 10 classes."""
     ending = "" if number == 1 else "es" if word.endswith("s") else "s"
-    return f"{number:,g} {word}{ending}" if number < 1e6 else f"{number:,.0f} {word}{ending}"
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:,g}" if number < 1e6 else f"{number:,.0f}"
+    return f"{shown} {word}{ending}"
 
 
 def in_words(found: Mapping[str, Any], new_head: bool) -> str:

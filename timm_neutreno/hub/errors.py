@@ -36,7 +36,7 @@ def understood() -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         named = isinstance(error, json.JSONDecodeError | UnicodeDecodeError) or not isinstance(error, ValueError)
         if not named and "integer string conversion" not in str(error):  # what json says of a number without end
             raise
