@@ -71,7 +71,8 @@ def find_vits(model: nn.Module) -> list[Any]:
     vits: list[Any] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
-        blocks = module._modules.get("blocks")  # its own: PEFT's wrappers answer getattr for the model inside
+        # its own, or its class's: PEFT's wrappers answer getattr for the model inside
+        blocks = module.blocks if hasattr(type(module), "blocks") else module._modules.get("blocks")
         if module not in inside and isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks):
             vits.append(module)
             inside.update(module.modules())

@@ -12,6 +12,7 @@ from ..config import Config
 from ..errors import CheckpointError, HubError, UsageError, one_line
 from ..runtime import records
 from .checkpoint import seeds_refused
+from .segmenter import is_segmenter
 
 
 def target(config: Config) -> Target:
@@ -73,7 +74,7 @@ def check_model(directory: Path) -> None:
             f"{directory} has no {' and no '.join(missing)}, so it is no finished run. Give the --output of a run of "
             "neutreno-adapt that ended, or a folder of timm_neutreno.hub.save_pretrained."
         )
-    kinds = {"architecture": str, "num_classes": int, "pretrained_cfg": dict}
+    kinds = {"architecture": str, "num_classes": int} | ({} if is_segmenter(directory) else {"pretrained_cfg": dict})
     architecture = records.read_json(directory / "config.json", kinds)["architecture"]
     if not architecture.startswith("neutreno_"):
         raise CheckpointError(f"{directory} holds {architecture}, which is no NeuTRENO model. Adapt it first.")
