@@ -14,7 +14,7 @@ NEEDED = (
     *(str(Path("timm_neutreno_cli", *path.parts[1:])) for path in Path("cli").rglob("*.py")),
 )
 REQUIRED = ("torch", "timm", "safetensors", "huggingface_hub", "typer", "rich", "pyyaml", "matplotlib")
-SCRIPTS = ("neutreno = timm_neutreno_cli.main:main", "neutreno-adapt = timm_neutreno_cli.main:adapt_main")
+SCRIPTS = ("neutreno = timm_neutreno_cli.start:main", "neutreno-adapt = timm_neutreno_cli.start:adapt_main")
 
 with zipfile.ZipFile(sys.argv[1]) as wheel:
     names = wheel.namelist()
