@@ -47,6 +47,7 @@ def test_words_are_counted_in_the_training_text_alone_and_rare_ones_are_unknown(
     split = load(train, None, test, "word", 2, None)
     assert len(split.val) == (40 * 13 + 2) // 10
     assert len(split.train) + len(split.val) == 40 * 13 + 2
+    assert load(train, None, test, "word", 1, None).vocabulary == 8  # "rare" is in the last tenth, which is val
     bytewise = load(train, None, test, "byte", 2, None)
     assert bytewise.vocabulary == 256
     assert bytewise.unknown(bytewise.test) == 0
@@ -133,6 +134,8 @@ def losses(mean: float, seed: int = 0, length: int = 5000) -> dict:
         ((3.1, 3.1), "higher, in every seed"),
         ((2.9, 3.02), "no difference can be told"),  # the seeds do not agree
         ((3.0, 3.0), "no difference can be told"),
+        ((3.003, 3.003), "no difference can be told"),  # every seed, but within the chance of the text
+        ((2.997, 2.997), "no difference can be told"),
     ],
 )
 def test_claims_need_the_interval_over_text_and_every_seed(language_model, means, said):
