@@ -55,6 +55,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 FREE = ("output", "save_every", "seeds", "quick", "paper", "batch_size_eval", "arms")  # may differ when a run goes on
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """1000,3000 as numbers; "" for none."""
+    return tuple(int(word) for word in text.split(",") if word)
+
+
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     words = sys.argv[1:] if words is None else words
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,7 +78,6 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--context", type=int, default=128)
     add("--norm", choices=["post", "pre"], default="pre")
     add("--drop-rate", type=float, default=0.0)
-    numbers = lambda words: tuple(int(word) for word in words.split(",") if word)  # noqa: E731
     add(
         "--cutoffs", type=numbers, default=(1_000, 3_000), help="of adaptive softmax, those below the vocabulary's size"
     )

@@ -209,6 +209,11 @@ class Config:
         return {**self.set, **{name: value for name, value in own.items() if value is not None}}
 
 
+# what `evaluate` takes of them, as a command and from Python; `compare` takes those that are not for masks
+OF_EVALUATE = (
+    "task", "data", "data_dir", "val_split", "num_classes", "ignore_label", "reduce_zero_label", "window_stride",
+    "multi_scale", "batch_size", "limit_batches", "workers", "device", "amp",
+)  # fmt: skip
 # what args.yaml holds beside the options
 FACTS = ("data_config", "class_names", "data_fingerprint", "epochs_before", "versions", "resumed")
 PLACES = ("checkpoint", "data", "data_dir")  # options that may name a file or folder

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Config, check
+from ..config import OF_EVALUATE, Config, check
 from ..errors import UsageError
 from ..reports import seeds, tables
 from ..reports.verdict import CONTROL
@@ -99,10 +99,7 @@ def _load(checkpoint: str, *options: Any) -> nn.Module:
     return build(resolve_checkpoint(checkpoint, *options))
 
 
-EVALUATE = ("data", "data_dir", "val_split", "num_classes", "batch_size", "limit_batches", "workers", "device", "amp")
-
-
-@takes_options(*EVALUATE, "quiet")
+@takes_options(*OF_EVALUATE, "quiet")
 def evaluate(
     model: str | Path, *, per_class: bool = False, robustness: bool = False, output: str | Path | None = None,
     overwrite: bool = False, **options: Any,
@@ -147,7 +144,7 @@ def probe(
     method: str | Sequence[str] = "neutreno", fidelity: float | Sequence[float] | None = None,
     strength: dict[str, Sequence[float]] | None = None, layers: str | Sequence[str] = "all",
     output: str | Path | None = None, blocks: bool = False, pool: str = "class",
-    neighbors: Sequence[int] = (5, 10, 20), pca: int = 0, ignore_label: int | None = None,
+    neighbors: Sequence[int] | None = None, pca: int = 0, ignore_label: int | None = None,
     num_labels: int | None = None, img_size: int | tuple[int, int] | None = None, images: int | None = None,
     arch: str | None = None, batch_size: int = 16, workers: int = 0, device: str | None = None, seed: int = 0,
     overwrite: bool = False, quiet: bool | None = None,
@@ -169,7 +166,7 @@ def probe(
         output: Folder for report.html, results.json and plots; None for runs/<time>-probe.
         blocks: Probe the tokens of every block.
         pool: "class" or "mean": what stands for an image.
-        neighbors: Numbers of neighbours for k-NN.
+        neighbors: Numbers of neighbours for k-NN to try; None for those of the command.
         pca: Show the patch tokens of so many photos as colours.
         ignore_label: Label in the masks that does not count.
         num_labels: Labels in the masks are 0 to this minus 1; None looks at all train masks.
@@ -198,7 +195,8 @@ def probe(
             strengths={name: command.parse_numbers(name, _joined(values), float) for name, values in given.items()},
             layers=[layers] if isinstance(layers, str) else list(layers),
             output=None if output is None else Path(output), blocks=blocks, pool=pool,
-            counts=command.parse_numbers("neighbors", _joined(neighbors), int), pca=pca, ignore_label=ignore_label,
+            counts=command.parse_numbers("neighbors", _joined(neighbors or command.NEIGHBORS), int), pca=pca,
+            ignore_label=ignore_label,
             num_labels=num_labels, size=command.parse_size("x".join(map(str, sizes))), images=images, arch=arch,
             batch_size=batch_size, workers=workers, device=device or "", seed=seed, overwrite=overwrite,
             console=Console(quiet is not False, bars=quiet is not True),

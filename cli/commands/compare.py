@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import Config, check
+from ..config import OF_EVALUATE, OPTIONS, Config, check
 from ..runtime.console import Console
 from .options import takes_config
 
 NAMES = "Runs, folders in a run (RUN/arms/control), or checkpoints; the others are compared with the first."
 
 
-@takes_config("data", "data_dir", "val_split", "num_classes", "batch_size", "limit_batches", "workers", "device", "amp")
+@takes_config(*(name for name in OF_EVALUATE if OPTIONS[name].task != "segmentation" and name != "task"))
 def compare(
     config: Config,
     models: Annotated[list[str], typer.Argument(help=NAMES, metavar="RUN RUN...")],

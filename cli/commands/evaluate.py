@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ..config import Config, check
+from ..config import OF_EVALUATE, Config, check
 from ..errors import UsageError
 from ..reports import tables
 from ..runtime.console import Console, width
@@ -24,10 +24,7 @@ MODEL = typer.Argument(
 )
 
 
-@takes_config(
-    "task", "data", "data_dir", "val_split", "num_classes", "ignore_label", "reduce_zero_label", "window_stride",
-    "multi_scale", "batch_size", "limit_batches", "workers", "device", "amp",
-)  # fmt: skip
+@takes_config(*OF_EVALUATE)
 def evaluate(
     config: Config,
     model: Annotated[str, MODEL],

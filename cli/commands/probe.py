@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from timm_neutreno.probing import Folder, Measured, Options, ProbeResult, Setting
 
 STRENGTHS = "0.02,0.05,0.1,0.2"
+NEIGHBORS = "1,3,5,10,20"  # those of probing/neighbors.py, which imports torch
 
 
 def probe(
@@ -36,7 +37,7 @@ def probe(
     output: Annotated[Path | None, typer.Option(help="Folder for report.html, results.json and the plots. (default: runs/TIME-probe)")] = None,
     blocks: Annotated[bool, typer.Option("--blocks", help="Probe the tokens of every block, not only those of the last.")] = False,
     pool: Annotated[str, typer.Option(help="What stands for an image: class, the class token if there is one, or mean, the mean of the patch tokens.", autocompletion=completion.words(("class", "mean")))] = "class",
-    neighbors: Annotated[str, typer.Option(help="Numbers of neighbours of k-NN to try, between commas; the val images choose.")] = "1,3,5,10,20",
+    neighbors: Annotated[str, typer.Option(help="Numbers of neighbours of k-NN to try, between commas; the val images choose.")] = NEIGHBORS,
     pca: Annotated[int, typer.Option(min=0, help="Number of photos whose patch tokens the report shows as colours.")] = 0,
     ignore_label: Annotated[int | None, typer.Option(help="Label in the masks that does not count, such as 11 in CamVid or 0 in ADE20K.")] = None,
     num_labels: Annotated[int | None, typer.Option(min=1, help="Number of labels in the masks, counted from 0. (default: what the train masks have)")] = None,

@@ -68,10 +68,12 @@ def _row(run: Path) -> dict[str, Any]:
 
 def _figures(result: dict[str, Any]) -> dict[str, Any]:
     """From results.json of a run, or of a folder of seeds, where figures are means."""
+    from ..reports.tables import is_trained
+    from ..reports.verdict import CONTROL
+
     models = result["models"]
-    trained = [key for key in models if key != "checkpoint" and "/" not in key]
-    main = next(key for key in reversed(trained) if key == result.get("main", key))
-    found = {"top1": main, "control_top1": "control" if "control" in models else None}
+    main = result.get("main") or next(key for key in models if is_trained(key) and key != CONTROL)
+    found = {"top1": main, "control_top1": CONTROL if CONTROL in models else None}
     tops = {key: models[name]["top1"] if name else None for key, name in found.items()}
     means = {key: top["mean"] if isinstance(top, dict) else top for key, top in tops.items()}
     seeds = {"state": f"finished, {len(result['seeds'])} seeds"} if "seeds" in result else {}

@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from timm_neutreno.pictures import UnreadableImage, read_rgb
 from timm_neutreno.probing.errors import DataError as LibraryDataError
 from timm_neutreno.probing.masks import read_mask, to_classes
 
 from ..errors import DataError, one_line
-from .sources import Skipping
+from .sources import Skipping, read_image
 
 VOID = -1  # in masks: a pixel that does not count
 
@@ -47,12 +46,7 @@ class MaskedImages(Skipping):
 
     def read(self, index: int) -> Any:
         path, mask_path = self.reader.samples[index]
-        try:
-            pixels = read_rgb(path)
-        except UnreadableImage as error:
-            raise DataError(
-                f"cannot read the image {path}: {error}. Repair or remove it, or pass --skip-bad-images."
-            ) from error
+        pixels = read_image(path)
         try:
             return self.pair(pixels, read_mask(Path(mask_path)), mask_path, path)
         except LibraryDataError as error:

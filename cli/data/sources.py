@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from timm.data import ImageDataset, create_dataset
 
 from timm_neutreno.pictures import SUFFIXES, UnreadableImage, read_rgb
@@ -149,6 +150,16 @@ def _image_folder(folder: Path, classes: dict[str, int] | None, config: Config) 
     return images
 
 
+def read_image(path: str) -> Image.Image:
+    """The pixels of a file of the data, RGB; raises DataError if it cannot be read."""
+    try:
+        return read_rgb(path)
+    except UnreadableImage as error:
+        raise DataError(
+            f"cannot read the image {path}: {error}. Repair or remove it, or pass --skip-bad-images."
+        ) from error
+
+
 class Skipping:
     """Images of `reader.samples` of which an unreadable one is an error, or passed over and counted.
 
@@ -209,12 +220,7 @@ class CheckedImages(Skipping, ImageDataset):
 
     def read(self, index: int) -> Any:
         path, target = self.reader.samples[index]
-        try:
-            pixels = read_rgb(path)
-        except UnreadableImage as error:
-            raise DataError(
-                f"cannot read the image {path}: {error}. Repair or remove it, or pass --skip-bad-images."
-            ) from error
+        pixels = read_image(path)
         return (self.transform(pixels) if self.transform else pixels), target
 
 

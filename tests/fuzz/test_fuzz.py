@@ -56,7 +56,7 @@ def fuzz(request, tmp_path, capsys) -> Callable[..., None]:
         end, number, refused = time.monotonic() + seconds, 0, 0
         before = signal.signal(signal.SIGALRM, hung)
         try:
-            while (time.monotonic() < end and number < 250 * seconds) or number < 5:  # as many on every fast machine
+            while time.monotonic() < end or number < 5:
                 signal.alarm(LONGEST)
                 try:
                     with warnings.catch_warnings():

@@ -60,3 +60,11 @@ def test_every_row_may_stay():
 def test_fewer_rows_than_neighbours():
     with pytest.raises(DataError, match="6 labelled train rows, fewer than 20 neighbours"):
         filled(torch.eye(6), torch.eye(6)).solve((5, 20))
+
+
+def test_the_command_offers_the_same_numbers():
+    from timm_neutreno_cli.commands import probe
+
+    from timm_neutreno.probing.neighbors import NEIGHBORS
+
+    assert probe.parse_numbers("--neighbors", probe.NEIGHBORS, int) == list(NEIGHBORS)

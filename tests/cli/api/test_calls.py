@@ -32,7 +32,12 @@ def small(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def run(small, tmp_path_factory) -> timm_neutreno.adapt:
-    return timm_neutreno.adapt(**small, output=tmp_path_factory.mktemp("run") / "run", ema_decay=0.5)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of two processes has: more threads sum in another order
+    try:
+        return timm_neutreno.adapt(**small, output=tmp_path_factory.mktemp("run") / "run", ema_decay=0.5)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def state() -> tuple:
@@ -170,9 +175,7 @@ def test_several_processes(small, run, tmp_path, monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
     assert result.document["processes"] == 2
     assert result.document["epochs"] == 2
-    one, two = run.rows["checkpoint"], result.rows["checkpoint"]  # processes have fewer threads, which sum otherwise
-    assert {**two, "similarity": one["similarity"]} == pytest.approx({**one, "strengths": two["strengths"]}, rel=1e-5)
-    assert two["similarity"] == pytest.approx(one["similarity"], rel=1e-5)
+    assert result.rows["checkpoint"] == run.rows["checkpoint"]
     assert result.rows.keys() == run.rows.keys()
     assert "neutreno, adapted" in str(result)
     with pytest.raises(errors.DataError, match="no such folder: nowhere"):
