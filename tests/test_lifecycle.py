@@ -342,3 +342,11 @@ def test_bfloat16_autocast_of_every_method():
             logits = model(X)
         assert logits.dtype == torch.bfloat16
         assert (logits.float() - model(X)).abs().max() < 6e-2 * model(X).abs().max(), spec
+
+
+def test_a_module_of_somebody_elses_with_methods_is_not_patched():
+    """`methods` is no rare name for an attribute."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model[0].methods = ("pca", "umap")
+    assert not timm_neutreno.is_patched(model)
+    assert timm_neutreno.strengths(model) == {}

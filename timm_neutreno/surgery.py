@@ -280,7 +280,12 @@ def _unpatch_attention(attn: Any) -> None:
 def is_patched(model: nn.Module) -> bool:
     """Whether `patch`, of this package or of its hf, was called on the model, or on a module inside it."""
     check_module(model)
-    return any("methods" in module.__dict__ for module in model.modules())
+    return any(map(has_methods, model.modules()))
+
+
+def has_methods(module: nn.Module) -> bool:
+    """Whether it is an attention that `patch`, of this package or of its hf, has changed."""
+    return isinstance(module, PatchedAttention) or "takes_v0" in module.__dict__
 
 
 def _patched_vits(model: nn.Module) -> list[Any]:
@@ -303,7 +308,7 @@ def strengths(model: nn.Module) -> dict[str, float | Tensor]:
 def _each_strength(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
     check_module(model)
     for name, module in model.named_modules():
-        if "methods" in module.__dict__:
+        if has_methods(module):
             for method in module.methods:
                 for strength in METHODS[method].strengths:
                     yield name, module, strength

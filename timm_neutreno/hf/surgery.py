@@ -13,7 +13,7 @@ from ..methods import METHODS, canonical, resolve, split
 from ..names import CONFIG_KEY
 from ..projections import query_parameters
 from ..support import UnsupportedModelError, class_path
-from ..surgery import check_layers, is_patched
+from ..surgery import check_layers, has_methods, is_patched
 from . import attention as hooks
 from .layers import Layers, drops_keywords, find_layers, refuse
 
@@ -183,7 +183,7 @@ def unpatch(model: PreTrainedModel) -> PreTrainedModel:
     for module in model.modules():
         for handle in module.__dict__.pop("neutreno_hooks", ()):
             handle.remove()
-        if "methods" in module.__dict__:
+        if has_methods(module):
             _unpatch_attention(module)
     model.set_attn_implementation(model.__dict__.pop("implementation_before", "sdpa"))
     return model
