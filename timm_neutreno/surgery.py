@@ -285,7 +285,7 @@ def is_patched(model: nn.Module) -> bool:
 
 def has_methods(module: nn.Module) -> bool:
     """Whether it is an attention that `patch`, of this package or of its hf, has changed."""
-    return isinstance(module, PatchedAttention) or "takes_v0" in module.__dict__
+    return isinstance(module, PatchedAttention) or {"methods", "takes_v0"} <= module.__dict__.keys()
 
 
 def _patched_vits(model: nn.Module) -> list[Any]:
