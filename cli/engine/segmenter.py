@@ -16,7 +16,7 @@ def is_segmenter(folder: Path) -> bool:
     """Whether a folder holds a saved Segmenter."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # damaged: said by who reads more of it
         return False
     return isinstance(config, dict) and str(config.get("architecture", "")).endswith("segmenter")
 

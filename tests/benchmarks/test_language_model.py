@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import set_fused_attn
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 WORDS = "the cat sat on the mat\n\nthe dog sat <unk>\n" * 40
@@ -20,6 +21,13 @@ def language_model():
         return importlib.import_module("language_model")
     finally:
         sys.path.pop(0)
+
+
+@pytest.fixture(autouse=True)
+def fused_attention():
+    """On again for the tests of others: the script turns it off, as a program may."""
+    yield
+    set_fused_attn(True)
 
 
 @pytest.fixture

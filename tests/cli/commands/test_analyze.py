@@ -51,7 +51,8 @@ def small(name: str, **kwargs):
     return randomize(timm.create_model(name, **SMALL, **kwargs)).eval()
 
 
-def test_two_random_models_side_by_side(photos, tmp_path):
+def test_two_random_models_side_by_side(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/neutreno", "analyze", "a b"])
     out = tmp_path / "report"
     stdout = run(
         PLAIN, TWIN, "--no-pretrained", "--data", photos, "--images", 2, "--output", out, "--json",
@@ -74,7 +75,14 @@ def test_two_random_models_side_by_side(photos, tmp_path):
     assert re.findall("<h2>(.*?)</h2>", page)[::4] == ["Summary", "How it was done"]
     assert f"<td>{PLAIN}, {TWIN}. Model names stand for random weights (seed 0).</td>" in page
     assert f"Compared with {PLAIN}, {TWIN} is " in page.partition("</h2>")[2].partition("<h2>")[0]
-    assert all(words in page for words in ("<td>neutreno ", f"torch {version('torch')}", time.strftime("%Y-%m-%d")))
+    assert all(
+        words in page
+        for words in (
+            "<td>neutreno analyze &#x27;a b&#x27;</td>",
+            f"torch {version('torch')}",
+            time.strftime("%Y-%m-%d"),
+        )
+    )
     assert "http" not in page.replace("http-equiv", "")
 
 
