@@ -35,8 +35,10 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # a damaged file makes Pillow's readers raise all kinds
-        said = " ".join(str(error).replace(repr(str(path)), "it").split()) or type(error).__name__
-        raise UnreadableImage(said) from error
+        if Path(path).is_symlink() and not Path(path).exists():
+            raise UnreadableImage("it is a link to nothing") from error
+        said = getattr(error, "strerror", None) or str(error).replace(repr(str(path)), "it")
+        raise UnreadableImage(" ".join(said.split()) or type(error).__name__) from error
 
 
 def read_rgb(path: str | Path) -> Image.Image:

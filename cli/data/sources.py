@@ -134,7 +134,25 @@ def _from_plain_folder(folder: Path, config: Config) -> Datasets:
     return Datasets(label, train, val, names, len(names))
 
 
+def _check_links(folder: Path, above: tuple[Path, ...] = ()) -> None:
+    """Refuse links that would make images count several times, or a class vanish; timm follows them."""
+    above = (*above, folder.resolve())
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.is_symlink() and not path.exists() and path.suffix.lower() not in SUFFIXES:
+                raise DataError(
+                    f"{path} is a link to nothing: a folder of images that is not there would not be missed."
+                )
+            if not entry.is_dir():
+                continue
+            if entry.is_symlink() and path.resolve() in above:
+                raise DataError(f"{path} is a link to a folder that it stands in: its images would count many times.")
+            _check_links(path, above)
+
+
 def _image_folder(folder: Path, classes: dict[str, int] | None, config: Config) -> CheckedImages:
+    _check_links(folder)
     try:
         images = CheckedImages(
             str(folder), skip=config.skip_bad_images, class_map=classes or "", input_key=";".join(SUFFIXES)

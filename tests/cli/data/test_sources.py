@@ -129,3 +129,32 @@ def test_other_data_in_another_process_is_refused(images):
     there = fingerprint(open_datasets(Config(data=str(images))))
     with pytest.raises(DataError, match="process 2 has other data than process 0: train names are"):
         check_equal([here, here, there])
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "words"),
+    [
+        ("val/blue/up", ".", "up/val is a link|is a link to a folder that it stands in"),
+        ("val/blue/also", "val", "is a link to a folder that it stands in"),
+        ("train/green", "nowhere", "green is a link to nothing"),
+        ("train/loop", "train/loop", "loop is a link to nothing"),
+    ],
+)
+def test_links_that_count_images_many_times_or_lose_a_class(images, link, target, words):
+    """A folder linked into itself made 1,534 images of 14, and a class whose folder had moved was not missed."""
+    (images / link).symlink_to(images / target)
+    with pytest.raises(DataError, match=words):
+        open_datasets(Config(data=str(images)))
+
+
+def test_a_linked_folder_of_images_is_used(images, tmp_path):
+    (images / "train" / "blue").rename(tmp_path / "elsewhere")
+    (images / "train" / "blue").symlink_to(tmp_path / "elsewhere")
+    assert len(open_datasets(Config(data=str(images))).train) > 0
+
+
+def test_a_link_to_no_image_is_said(images):
+    (images / "val" / "blue" / "z.jpg").symlink_to("/nowhere.jpg")
+    found = open_datasets(Config(data=str(images))).val
+    with pytest.raises(DataError, match=r"z\.jpg: it is a link to nothing"):
+        list(found)
