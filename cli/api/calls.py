@@ -121,7 +121,7 @@ def evaluate(
     """
     from ..commands import evaluate as command
 
-    config, name = to_config(options, evaluate), str(model)
+    config, (name,) = to_config(options, evaluate), _names("model", [model])
     console = Console(config.quiet, bars="quiet" not in config.given or not config.quiet)
     folder = None if output is None else Path(output)
     with undisturbed():
@@ -185,12 +185,12 @@ def probe(
     """
     from ..commands import probe as command
 
-    names = [models] if isinstance(models, str | Path) else list(models)
+    names = _names("models", models)
     given = {"fidelity": fidelity if fidelity is not None else command.STRENGTHS, **(strength or {})}
     sizes = (img_size,) if isinstance(img_size, int) else img_size or ()
     with undisturbed():
         result, folder, lines = command.measure_models(
-            [str(name) for name in names], str(data),
+            names, str(data),
             method=[method] if isinstance(method, str) else list(method),
             strengths={name: command.parse_numbers(name, _joined(values), float) for name, values in given.items()},
             layers=[layers] if isinstance(layers, str) else list(layers),
@@ -203,11 +203,23 @@ def probe(
         )  # fmt: skip
     named = {f"{row.model}, {row.label}": row for row in result.rows}
     paths = {"output": folder, "results.json": folder / "results.json", "report.html": folder / "report.html"}
-    loaders = {Path(name).name or name: partial(_load, str(name), arch) for name in names}
+    loaders = {Path(name).name or name: partial(_load, name, arch) for name in names}
     verdict = [each.sentence for each in result.verdicts]
     table = [row for rows in lines.values() for row in rows]
     text = "\n\n".join([*(f"{words}\n{tables.plain(rows)}" for words, rows in lines.items()), "\n".join(verdict)])
     return Result(named, verdict, paths, result.to_dict(), text, table, loaders)
+
+
+def _names(argument: str, models: Any) -> list[str]:
+    """What models are called, one or several, as the command line has them.
+
+    Raises:
+        UsageError: If they are something else, such as a model itself.
+    """
+    found = [models] if isinstance(models, str | Path) else list(models) if isinstance(models, Sequence) else [models]
+    if wrong := [model for model in found if not isinstance(model, str | Path)]:
+        raise UsageError(f"{argument} takes a name, a file or a folder, got {type(wrong[0]).__name__}.")
+    return [str(model) for model in found]
 
 
 def _joined(values: Any) -> str:

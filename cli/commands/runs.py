@@ -34,6 +34,10 @@ def runs(
             print(f"\n{row['run']}: {row['verdict'][0]}")
 
 
+# what reading the files of a run that was edited or cut off raises; the other runs are listed all the same
+DAMAGED = (CliError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, StopIteration)
+
+
 def list_runs(folder: Path) -> list[dict[str, Any]]:
     """A row per run: run, state, checkpoint, data, top1, control_top1, verdict, resume (a command), newest first.
 
@@ -61,7 +65,7 @@ def _row(run: Path) -> dict[str, Any]:
         if (run / "results.json").is_file():
             return row | _figures(json.loads((run / "results.json").read_text(encoding="utf-8")))
         row |= {"state": _progress(run, arguments), "resume": f"neutreno-adapt --resume {run}"}
-    except (CliError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except DAMAGED as error:
         row["state"] = f"unreadable: {one_line(error)[:80]}"
     return row
 

@@ -30,6 +30,7 @@ from integration import small_run
 from PIL import Image
 from safetensors.torch import save_file
 from timm_neutreno_cli import config as settings
+from timm_neutreno_cli.commands import runs
 from timm_neutreno_cli.commands.options import takes_config
 from timm_neutreno_cli.config import Config
 from timm_neutreno_cli.engine import checkpoint, hub, load_errors, resume, state
@@ -236,6 +237,7 @@ def test_files_of_a_run(fuzz, tmp_path):
         new_head=False, seconds=1.0, base_model=None, license=None, epochs_before=[], arms=["control", "neutreno"],
         main="neutreno", models=models,
     )  # fmt: skip
+    (tmp_path / "args.yaml").write_text("checkpoint: demo\nepochs: 2\n")
     record = {"arm": "neutreno", "epoch": 1, "train_loss": 0.5, "val_top1": 50.0}
     saved = {"epoch": 0, "epochs": 2, "state_dict": {}, "optimizer": {}, "scaler": {},
              "train_state": asdict(state.TrainState())}  # fmt: skip
@@ -244,6 +246,7 @@ def test_files_of_a_run(fuzz, tmp_path):
         kind = draw.choice(["results", "evaluations", "metrics", "checkpoint"])
         if kind == "results":
             (tmp_path / "results.json").write_bytes(mutations.damaged_text(draw, result.document()))
+            json.dumps(runs.list_runs(tmp_path))
             found = RunResult.read(tmp_path)
             assert found is not None
             json.dumps(found.document()), found.text(), run_report.readme(found, tmp_path, {})

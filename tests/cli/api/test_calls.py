@@ -128,6 +128,15 @@ def test_errors_are_ours(small, tmp_path, options, kind, words, monkeypatch, cap
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("model", [7, None, torch.nn.Identity(), {"demo"}])
+def test_what_is_no_name_of_a_model(model):
+    with pytest.raises(errors.UsageError, match=f"model takes a name, a file or a folder, got {type(model).__name__}"):
+        timm_neutreno.evaluate(model)
+    for models in (model, ["demo", model]):
+        with pytest.raises(errors.UsageError, match="models takes a name, a file or a folder, got"):
+            timm_neutreno.probe(models, data="demo")
+
+
 def test_evaluate_takes_its_own_options_only(run):
     with pytest.raises(errors.UsageError, match="evaluate has no option 'lr'"):
         timm_neutreno.evaluate(run.paths["output"], lr=1.0)

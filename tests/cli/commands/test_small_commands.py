@@ -44,6 +44,9 @@ def test_runs_says_state_figures_and_what_goes_on(made, neutreno, tmp_path):
     shutil.copytree(made / "runs" / "one", tmp_path / "whole")
     shutil.copytree(made / "runs" / "one", tmp_path / "damaged")
     (tmp_path / "damaged" / "results.json").write_text("{")
+    for name, text in (("deep", "[" * 100_000), ("without arms", '{"models": {}}')):
+        shutil.copytree(made / "runs" / "one", tmp_path / name)
+        (tmp_path / name / "results.json").write_text(text)
     rows = {row["run"].rpartition("/")[2]: row for row in json.loads(neutreno("runs", tmp_path, "--json").out)}
     result = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert rows["whole"]["state"] == "finished"
@@ -52,7 +55,7 @@ def test_runs_says_state_figures_and_what_goes_on(made, neutreno, tmp_path):
     assert rows["whole"]["verdict"] == result["verdict"]
     assert rows["half"]["state"] == "neutreno: epoch 2 of 2 done"
     assert rows["half"]["resume"] == f"neutreno-adapt --resume {tmp_path / 'half'}"
-    assert rows["damaged"]["state"].startswith("unreadable: ")
+    assert all(rows[name]["state"].startswith("unreadable: ") for name in ("damaged", "deep", "without arms"))
     assert rows["damaged"]["resume"] is None
     printed = neutreno("runs", tmp_path).out
     assert f"half goes on with: neutreno-adapt --resume {tmp_path / 'half'}" in printed
