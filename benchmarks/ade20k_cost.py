@@ -2,9 +2,9 @@
 
     python benchmarks/ade20k_cost.py
 
-Prints the table of docs/segmentation.md, for the recipe `segmenter`. Tensors are on the device "meta": nothing computes.
-timm_neutreno.cost.count counts a forward pass, elementwise operations included, a multiplication and an addition as two;
-forward and backward are torch's FlopCounterMode's matrix products, over those of the forward pass alone.
+Prints the table of docs/segmentation.md, for the recipe `segmenter`. Tensors are on the device "meta", so that nothing
+computes. timm_neutreno.cost.count counts a forward pass, elementwise operations included, a multiplication and an
+addition as two. Forward and backward are in the ratio of their matrix products, which torch's FlopCounterMode counts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     both = forward * backward_ratio(plain, side)
     steps = TRAIN // batch * epochs
     training = steps * batch * both
-    single, several = (VAL * passes(plain, scales, side) for scales in ((1.0,), 2 * MULTI_SCALE))
+    single, several = (VAL * passes(plain, scales, side) for scales in ((1.0,), 2 * MULTI_SCALE))  # 2: mirrored too
     hours = " / ".join(f"{(training + epochs * single) / speed / 3600:.1f}" for speed in FLOPS_PER_SECOND)
     speeds = " / ".join(f"{speed / 1e12:.0f}" for speed in FLOPS_PER_SECOND)
     height, width = IMAGE
@@ -43,14 +43,18 @@ def main() -> None:
         f"FLOPs of a forward pass at {side} x {side}, {CLASSES} classes (1 MAC = 2 FLOPs)": f"{forward / 1e9:.1f} G",
         f"forward and backward, {both / forward:.2f} times that": f"{both / 1e9:.1f} G",
         f"steps: {TRAIN:,} / {batch} = {TRAIN // batch:,} an epoch, {epochs} epochs": f"{steps:,}",
-        f"FLOPs of one arm: {steps:,} x {batch} x {both / 1e9:.1f} G": f"{training:.2g}",
+        f"FLOPs of one arm: {steps:,} x {batch} x {both / 1e9:.1f} G": power(training),
         f"evaluation after every epoch: {VAL:,} images of {windows} windows ({width} x {height} pixels, say), "
-        f"{epochs} times": f"{epochs * single:.2g}",
+        f"{epochs} times": power(epochs * single),
         f"GPU hours of one arm at {speeds} TFLOP/s (assumptions)": hours,
-        f"multi scale at the end: {len(MULTI_SCALE)} scales, each mirrored too": f"{several:.2g}",
+        f"multi scale at the end: {len(MULTI_SCALE)} scales, each mirrored too": power(several),
         "operations that NeuTRENO's term adds": f"{100 * added / forward:.3f} %",
     }
     print("| | |\n|---|---|\n" + "\n".join(f"| {what} | {value} |" for what, value in rows.items()))
+
+
+def power(number: float) -> str:
+    return f"{number:.1e}".replace("e+", "e")
 
 
 def segmenter(side: int) -> Segmenter:
