@@ -14,6 +14,8 @@ import timm
 import typer
 from timm_neutreno_cli.commands.models import family_table, list_models
 from timm_neutreno_cli.main import adapt_app, app
+from timm_neutreno_cli.reports import tables
+from timm_neutreno_cli.reports.results import RunResult
 
 import timm_neutreno
 
@@ -106,6 +108,16 @@ def test_python_is_python_and_names_exist(page, text):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("timm_neutreno"):
             module = __import__(node.module, fromlist=["x"])
             assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+
+
+def test_readmes_table_and_verdict_are_what_the_command_prints():
+    """From the figures of its first command, `neutreno-adapt`, as that run left them (readme_run/results.json)."""
+    found = RunResult.read(ROOT / "tests" / "readme_run")
+    assert found
+    (block,) = re.findall(r"^```\n(model .*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    table, verdict = block.split("\n\n")
+    assert table == tables.plain(found.rows)
+    assert " ".join(verdict.split()) == " ".join(found.sentences)
 
 
 def test_readmes_four_lines_do_what_they_say(monkeypatch):

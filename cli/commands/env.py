@@ -23,7 +23,7 @@ PACKAGES = (
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "WORLD_SIZE", "SLURM_NTASKS")
 
 
-def env(as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
+def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False) -> None:
     """Print versions and devices, to be pasted into a bug report. No name, path or token of yours is in it."""
     found = describe()
     print(json.dumps(found) if as_json else "\n".join(f"{name:<24} {value}" for name, value in found.items()))
