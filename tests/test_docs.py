@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import json
 import re
@@ -137,6 +138,16 @@ def test_the_library_page_has_every_public_name():
     missing = [name for name in timm_neutreno.__all__ if name not in text]
     assert missing == []
     assert all(inspect.getdoc(getattr(timm_neutreno, name)) for name in timm_neutreno.__all__ if name != "METHODS")
+
+
+def test_the_library_pages_reference_is_made_from_the_docstrings():
+    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    assert spec
+    assert spec.loader
+    make_api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_api)
+    page = make_api.PAGE.read_text()
+    assert make_api.made(page) == page, "run python docs/make_api.py"
 
 
 def test_the_methods_page_has_every_method():
