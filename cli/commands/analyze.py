@@ -6,7 +6,7 @@ import difflib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,7 +137,7 @@ def prepared_output(output: Path, overwrite: bool) -> Iterator[None]:
     """Make the folder; if what is done inside fails, empty folders that were made for it go again.
 
     Raises:
-        OutputError: If it holds a report and `overwrite` is off, or cannot be made.
+        OutputError: If it holds a report and `overwrite` is off, cannot be made, or the disk is full.
     """
     if (place(output) / "results.json").exists() and not overwrite:
         raise OutputError(f"{output} holds a report already; add --overwrite to replace it, or name another --output")
@@ -146,11 +146,12 @@ def prepared_output(output: Path, overwrite: bool) -> Iterator[None]:
     try:
         files.make_directory(plots)
         yield
-    except BaseException:
+    except BaseException as error:
         for folder in made:
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
-        raise
+        with files.writing(output) if getattr(error, "errno", None) in files.FULL else nullcontext():
+            raise
 
 
 def load(texts: Sequence[str], arch: str | None, pretrained: bool, seed: int, device: str) -> Models:

@@ -94,12 +94,15 @@ def class_names(path: Path, labels: list[str]) -> list[str]:
     """The names in classes.txt, one label a line; the labels themselves without it.
 
     Raises:
-        DataError: If it has too few.
+        DataError: If it has too few, or cannot be read.
     """
     file = path / "classes.txt"
     if not file.is_file():
         return labels
-    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"cannot read {file}: {one_line(error)}. It is a text in UTF-8, a name a line.") from error
     if len(names) <= int(labels[-1]):
         raise DataError(f"{file} names {len(names)} labels, and the masks have labels up to {labels[-1]}.")
     return [names[int(label)] for label in labels]

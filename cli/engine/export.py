@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 import warnings
@@ -138,5 +139,7 @@ def _to_onnx(model: nn.Module, images: Tensor, path: Path) -> Answer:
 
 
 def _to_pt2(model: nn.Module, images: Tensor, path: Path) -> Answer:
-    torch.export.save(_program(model, images)[0], path, extra_files={"about.json": json.dumps(_about(model))})
+    file = io.BytesIO()  # torch's own writer ends the process when the disk is full
+    torch.export.save(_program(model, images)[0], file, extra_files={"about.json": json.dumps(_about(model))})
+    path.write_bytes(file.getbuffer())
     return torch.export.load(path).module()

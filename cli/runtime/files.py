@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -14,6 +15,7 @@ from ..errors import DEAD_WORKER, OutputError, UsageError
 
 SAVING = ".saving"  # folder where a model is written before it is moved to its place
 LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # what the system says then
 PART = ".part"  # how the name of a file ends while it is written
 
 

@@ -11,6 +11,8 @@ from PIL import Image
 from ..pictures import UnreadableImage, opened
 from .errors import DataError
 
+MOST = 2**16  # labels, as many as a mask of 16 bits can hold
+
 
 def read_mask(path: Path) -> np.ndarray:
     """(H, W) label indices.
@@ -42,11 +44,18 @@ def find_labels(masks: Iterable[Path], ignore_label: int | Collection[int] | Non
         masks: Files to look at, if `num_labels` is None.
         ignore_label: The one that does not count, or several.
         num_labels: Labels are 0 to num_labels - 1.
+
+    Raises:
+        DataError: If they are too many to be classes.
     """
     ignored = several(ignore_label)
     if num_labels is None:
         read = map(read_mask, masks)
         num_labels = 1 + max(int(mask.max(initial=0, where=~np.isin(mask, ignored))) for mask in read)
+    if num_labels > MOST:
+        raise DataError(
+            f"labels from 0 to {num_labels - 1} are more than {MOST:,} classes: check the masks, or the number given."
+        )
     return [str(label) for label in range(num_labels) if label not in ignored]
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +19,7 @@ import torch
 import typer
 from hosts import SMALL, randomize
 from PIL import Image
-from timm_neutreno_cli.commands.analyze import analyze, choose, label_of
+from timm_neutreno_cli.commands.analyze import analyze, choose, label_of, prepared_output
 from timm_neutreno_cli.data.photos import find_photos, photo_batches
 from timm_neutreno_cli.errors import CheckpointError, CliError, DataError, OutputError, UsageError
 from typer.testing import CliRunner
@@ -213,3 +216,22 @@ def test_what_fails_leaves_no_empty_folder(photos, tmp_path, bad):
     with pytest.raises(CliError):
         run(name, "--no-pretrained", "--data", folder, "--output", tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir()) == []  # a folder that was there stays
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """Pillow and matplotlib name no file then."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def report() -> None:
+        with prepared_output(tmp_path / "report", False):
+            file = os.open(tmp_path / "report" / "plots" / "x", os.O_CREAT | os.O_WRONLY)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+            os.write(file, b"x")
+
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*report: File too large"):
+            report()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)

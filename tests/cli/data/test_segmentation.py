@@ -182,3 +182,11 @@ def test_a_hub_data_set(folder, tmp_path, monkeypatch):
 def test_no_such_folder():
     with pytest.raises(DataError, match="no such folder: /nowhere"):
         open_datasets(config(Path("/nowhere")))
+
+
+def test_names_and_numbers_that_are_none(folder):
+    with pytest.raises(DataError, match="more than 65,536 classes"):
+        open_datasets(replace(config(folder), num_classes=2_000_000_000))
+    (folder / "classes.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"cannot read .*classes\.txt: .* It is a text in UTF-8, a name a line"):
+        open_datasets(config(folder))

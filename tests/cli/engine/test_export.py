@@ -103,3 +103,22 @@ def test_what_is_refused(folder, tmp_path):
 
 def test_the_families_are_hosts():
     assert set(FAMILIES) <= HOSTS.keys()
+
+
+ON_A_FULL_DISK = """
+import resource, signal, sys
+from timm_neutreno_cli.engine import export
+from timm_neutreno_cli.main import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+main()
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder, tmp_path):
+    """torch's own writer ended the process with SIGABRT."""
+    command = [sys.executable, "-c", ON_A_FULL_DISK, "export", str(folder), "--pt2", str(tmp_path / "m.pt2")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 6, done.stderr
+    assert f"cannot write {tmp_path / 'm.pt2'}: File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
