@@ -76,6 +76,9 @@ def test_arms_rows_and_models(whole):
         assert model.segment(images).shape == (1, 20, 30)
         assert (model.stride, model.class_names) == ((8, 8), ["0", "1", "2"])
     assert Image.open(folder / "examples.png").size[0] > 300
+    page = (folder / "report.html").read_text()
+    assert "Val images: truth and predictions" in page
+    assert "whose tokens are patches and classes" in page
     assert "Segmenter.from_pretrained" in (folder / "README.md").read_text()
     assert "mIoU" in document["verdict"][0]
     sums = [[json.loads(line)["images_sum"] for line in (folder / "arms" / arm / "metrics.jsonl").open()]
