@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from hub_double import WRITE, Hub
 from huggingface_hub import ModelCard
 from integration import small_run
@@ -21,6 +20,7 @@ from PIL import Image
 from timm_neutreno_cli.main import adapt_main
 from timm_neutreno_cli.main import main as neutreno_main
 from torchmetrics.classification import MulticlassJaccardIndex
+from torchvision.transforms.v2.functional import resize
 
 from timm_neutreno import Segmenter, strengths
 
@@ -153,7 +153,7 @@ def of_torchmetrics(data: Path, folder: Path) -> float:
     for path in sorted((data / "images" / "val").iterdir()):
         mask = torch.from_numpy(np.array(Image.open(data / "annotations" / "val" / path.name))).long()
         pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
-        x = torchvision.transforms.v2.functional.resize(pixels, [16], antialias=True).float() / 255
+        x = resize(pixels, [16], antialias=True).float() / 255
         x = (x - torch.tensor(model.mean)[:, None, None]) / torch.tensor(model.std)[:, None, None]
         metric.update(model.segment(x[None], size=tuple(mask.shape)), mask[None])
     return 100 * metric.compute().item()
