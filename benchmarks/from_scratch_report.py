@@ -99,15 +99,15 @@ def markdown(document: dict[str, Any]) -> str:
 
 def head(document: dict[str, Any]) -> list[str]:
     recipe, seeds = document["recipe"], document["seeds"]
-    images = f"{recipe['train']:,} images" if "train" in recipe else "1,400 images"
     versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
     lines = [
-        f"{document['what']}. ViTs of width {recipe['width']}, {recipe['heads']} heads, patch {recipe['patch']}; {images} "
-        f"for {recipe['epochs']} epochs in batches of {recipe['batch_size']}, AdamW {recipe['lr']:g} with warm-up and "
+        f"{document['what']}. ViTs of width {recipe['width']}, {recipe['heads']} heads, patch {recipe['patch']} "
+        f"({(32 // recipe['patch']) ** 2 + 1} tokens), Xavier weights; {recipe['train']:,} images, epochs: "
+        f"{recipe['epochs']}, in batches of {recipe['batch_size']}, AdamW {recipe['lr']:g} with warm-up and "
         f"cosine, weight decay {recipe['weight_decay']:g}, shifts of {recipe['shift']} pixels"
-        f"{' and flips' if recipe['flip'] else ''}, no dropout, {recipe['precision']}; seeds 0 to {seeds - 1}, the same "
-        f"weights and batches for all variants of a seed. {document['test_images']:,} test images, last step, nothing "
-        "chosen.",
+        f"{' and flips' if recipe['flip'] else ''}, no dropout, {recipe['precision']}; seeds 0 to {seeds - 1}, the "
+        f"same weights and batches for all variants of a seed. {document['test_images']:,} test images, last step, "
+        "nothing chosen.",
         "",
         f"{document['hardware']}, {versions}, {document['date']}: `{document['command']}`",
     ]
@@ -175,8 +175,8 @@ def sentences(document: dict[str, Any]) -> list[str]:
     )
     gains = max(row["negative_gains"] for row in document["variants"].values())
     lines.append(
-        f"- Eigenvalues are those of diag(g) W_V W_proj, g the gains of the norm before: the share with a negative real "
-        f"part, which sharpen. At most {gains:.1%} of a variant's gains are negative, which would swap the two."
+        f"- Eigenvalues are those of diag(g) W_V W_proj, g the gains of the norm before: the share with a negative "
+        f"real part, which sharpen. At most {gains:.1%} of a variant's gains are negative, which would swap the two."
     )
     return [*lines, f"- What this cannot tell: {document['limits']}"]
 
@@ -240,7 +240,7 @@ def plot_differences(rows: list[dict[str, Any]], axes: Any) -> None:
             ends = [[difference["mean"] - difference["low"]], [difference["high"] - difference["mean"]]]
             axes.errorbar(
                 [difference["mean"]], [index + offset], xerr=ends, color=style["color"], marker=style["marker"],
-                markersize=4, capsize=2, label=("over seeds" if key == "top1" else "over images") if not index else None,
+                markersize=4, capsize=2, label=None if index else {"top1": "over seeds", "images": "over images"}[key],
             )  # fmt: skip
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [f"{row['variant']}\n- {row['reference']}" for row in reversed(rows)], fontsize=7)

@@ -1,4 +1,4 @@
-"""Small images as tensors in memory, for training loops that must not wait for a loader: CIFAR-10, and the digits."""
+"""CIFAR-10 as tensors in memory, for training loops that must not wait for a loader."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from cifar10 import prepare
 from timm_neutreno_cli.runtime.files import write_atomic
 from torch import Tensor
 
-from timm_neutreno.demo.digits import load_split
-
 
 class Images(NamedTuple):
     """(n, channels, S, S) uint8, and their classes, (n,) int64."""
@@ -22,14 +20,6 @@ class Images(NamedTuple):
 
     def to(self, device: str) -> Images:
         return Images(*(tensor.to(device) for tensor in self))
-
-
-def digits() -> tuple[Images, Images]:
-    """scikit-learn's digits as they are, 8x8 and grey: 1,400 to train on and 397 others."""
-    pixels, labels, in_test = load_split()
-    every = Images(torch.tensor(pixels * 255 / 16).round().to(torch.uint8)[:, None], torch.tensor(labels))
-    chosen = torch.tensor([index in in_test for index in range(len(labels))])
-    return Images(*(tensor[~chosen] for tensor in every)), Images(*(tensor[chosen] for tensor in every))
 
 
 def cifar10(folder: Path, numbers: dict[str, int], kept: Path) -> tuple[Images, Images]:
