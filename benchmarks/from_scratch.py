@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import from_scratch_report
 import image_tensors
 import timm
 import torch
 import torch.nn.functional as F
-from from_scratch_report import write
 from image_tensors import Images
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
@@ -273,7 +273,7 @@ def main() -> None:
             for variant, spec in experiment.variants.items():
                 found[variant].append(run(spec, seed, recipe, images, options.output / "runs"))
             if seed:
-                write(name, experiment, recipe, found, options)
+                from_scratch_report.write(name, experiment, recipe, found, options)
         print((options.output / f"from_scratch_{name}.md").read_text())
 
 
