@@ -225,6 +225,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
                 range(1, depth + 1), values, label=name.partition(",")[0], markevery=max(1, depth // 12),
                 **curve_style(index),
             )  # fmt: skip
+        panel.set_title(f"{depth} layers", fontsize=10)
         panel.set_xlabel("Layer")
         panel.set_ylabel(METRICS[metric].label)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -79,12 +79,12 @@ def test_shifts_and_flips_move_whole_images(script):
 
 
 def test_every_variant_of_a_seed_has_the_same_weights_and_sees_the_same_batches(script, recipe, images, monkeypatch):
-    """The batches are recorded where they are made; training is the real one."""
+    """Three layers of each; the batches are recorded where they are made, and training is the real one."""
     made = script.image_tensors.batch
     seen: dict[str, list[torch.Tensor]] = {}
-    plain = script.build(script.Variant(), 1, recipe).state_dict()
+    plain = script.build(script.Variant(3), 1, recipe).state_dict()
     for name, variant in script.EXPERIMENTS["methods"].variants.items():
-        model = script.build(variant, 1, recipe)
+        model = script.build(variant._replace(depth=3), 1, recipe)
         weights = model.state_dict()
         assert plain.keys() <= weights.keys()
         assert all(torch.equal(weights[key], value) for key, value in plain.items())
@@ -95,20 +95,21 @@ def test_every_variant_of_a_seed_has_the_same_weights_and_sees_the_same_batches(
             return pixels, labels
 
         monkeypatch.setattr(script.image_tensors, "batch", recorded)
+        torch.rand(len(seen) + 1)  # whatever a variant draws while it is made does not change its batches
         script.train(model, images[0], 1, recipe)
         assert (model.state_dict()["norm.weight"] != plain["norm.weight"]).any()
         if isinstance(strength := model.state_dict().get("blocks.1.attn.featscale_low"), torch.Tensor):
             assert strength.any()
     assert {len(batches) for batches in seen.values()} == {4}
     assert all(torch.equal(a, b) for batches in seen.values() for a, b in zip(batches, seen["plain"], strict=True))
-    other = script.build(script.Variant(), 2, recipe).state_dict()
+    other = script.build(script.Variant(3), 2, recipe).state_dict()
     assert not torch.equal(other["blocks.0.attn.qkv.weight"], plain["blocks.0.attn.qkv.weight"])
 
 
 def test_eigen_weights_begin_with_what_plain_has_and_stay_in_their_range(script, recipe, images):
-    plain = script.build(script.Variant(), 1, recipe).state_dict()
+    plain = script.build(script.Variant(3), 1, recipe).state_dict()
     for kind, (low, high) in RANGES.items():
-        model = script.build(script.Variant(eigen=kind), 1, recipe)
+        model = script.build(script.Variant(3, eigen=kind), 1, recipe)
         weights = model.state_dict()
         same = {key for key in plain.keys() & weights.keys() if torch.equal(plain[key], weights[key])}
         assert {key for key in plain if not key.endswith(("attn.qkv.weight", "attn.proj.weight"))} == same
@@ -120,8 +121,26 @@ def test_eigen_weights_begin_with_what_plain_has_and_stay_in_their_range(script,
             assert layer.layer.real.max() < high + 1e-4
 
 
+def test_every_variant_trains_in_bfloat16_as_on_a_gpu(script, recipe, images):
+    """Here by the CPU's autocast. The losses of four steps, which differ from that of a model that learned nothing."""
+    variants = {
+        v._replace(depth=3)
+        for name in ("methods", "kernel", "eigen")
+        for v in script.EXPERIMENTS[name].variants.values()
+    }
+    for variant in variants:
+        losses = []
+        for precision in ("float32", "bfloat16"):
+            model, used = script.build(variant, 1, recipe), {**recipe, "precision": precision, "lr": 1e-2}
+            script.train(model, images[0], 1, used)
+            losses.append(script.measure(model, images[1], used)["loss"])
+        assert losses[0] != losses[1]
+        assert losses[0] == pytest.approx(losses[1], abs=0.02), variant
+        assert abs(losses[0] - 2.3026) > 0.05, variant
+
+
 def test_strength_0_is_plain_bit_for_bit(script, recipe, images):
-    plain, zero = (script.build(script.Variant(), 1, recipe) for _ in range(2))
+    plain, zero = (script.build(script.Variant(3), 1, recipe) for _ in range(2))
     timm_neutreno.patch(zero, "neutreno+value_residual", fidelity=0.0, value_residual=0.0)
     for model in (plain, zero):
         script.train(model, images[0], 1, recipe)
