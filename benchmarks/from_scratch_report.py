@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import machine
-from timm_neutreno_cli.reports.intervals import contains_zero, paired, z_quantile
+from timm_neutreno_cli.reports.intervals import contains_zero, paired, t_quantile, z_quantile
 from timm_neutreno_cli.runtime.files import write_text
 
 from timm_neutreno.smoothing import METRICS
@@ -153,15 +153,18 @@ def interval(difference: dict[str, Any], decimals: int) -> str:
 
 def sentences(document: dict[str, Any]) -> list[str]:
     """What may be said: of top-1 only what other seeds and other images would both leave standing."""
-    rows = document["comparisons"]
+    rows, df = document["comparisons"], document["seeds"] - 1
     better, worse, same = ([names(row) for row in rows if verdict(row) == v] for v in (1, -1, 0))
     lines = [
         f"Intervals are paired and each is widened so that all {len(rows)} of a column hold together with 95 % "
-        "(Bonferroni). A difference of top-1 counts if it is beyond both, that over seeds and that over images.",
+        f"(Bonferroni; with {df + 1} seeds {t_quantile(1 - 0.025 / len(rows), df):.1f} standard errors over seeds, "
+        f"{z_quantile(len(rows)):.1f} over images). A difference of top-1 counts if it is beyond both intervals.",
         "",
         f"- Top-1 higher: {'; '.join(better) or 'none'}.",
         f"- Top-1 lower: {'; '.join(worse) or 'none'}.",
         f"- Top-1 within noise: {'; '.join(same) or 'none'}.",
+        "- Of these beyond the chance of the images and the same way in every seed, which more seeds could settle: "
+        f"{'; '.join(hints(rows)) or 'none'}.",
     ]
     for name, words in (("loss", "Test loss"), ("similarity", "Token similarity of the last block")):
         told = [
@@ -183,6 +186,19 @@ def sentences(document: dict[str, Any]) -> list[str]:
 
 def names(row: dict[str, Any]) -> str:
     return f"{row['variant']} against {row['reference']}"
+
+
+def hints(rows: list[dict[str, Any]]) -> list[str]:
+    """What all seeds and the images agree on, while the seeds are too few or too different to be sure."""
+    return [
+        f"{names(row)} ({row['top1']['mean']:+.2f})"
+        for row in rows
+        if verdict(row) == 0 and not contains_zero(row["images"]) and one_sided(row["top1"]["values"])
+    ]
+
+
+def one_sided(values: list[float]) -> bool:
+    return min(values) > 0 or max(values) < 0
 
 
 def verdict(row: dict[str, Any]) -> int:

@@ -191,6 +191,9 @@ def test_a_difference_counts_only_beyond_seeds_and_images(script):
     assert report.verdict(report.compared(base, many, 1)) == -1
     unsure = [run_of("1" * 50 + "0" * 50), run_of("1" * 10 + "0" * 90)]  # 50 and 10: over seeds 30 +- 254
     assert report.verdict(report.compared(unsure, base, 1)) == 0
+    named = {"variant": "a", "reference": "b"}
+    assert report.hints([{**named, **report.compared(unsure, base, 1)}]) == ["a against b (+30.00)"]
+    assert not report.hints([{**named, **report.compared(side, base, 1)} for side in (few, many)])
     wide = report.compared(many, base, 8)["images"]
     assert wide["high"] - wide["mean"] == pytest.approx(2.734 * 46.057 / 10, abs=1e-2)  # z of 1 - 0.025 / 8
 
