@@ -77,8 +77,8 @@ EXPERIMENTS = {
         ],
         ("block_similarity", "attention_similarity"),
         "The training is short, and top-1 shows how far from a trained model it ends: learning faster and learning "
-        "more cannot be told apart, and strengths that are learned from 0 are still small. The paper's gains, 0.7 to 1.1 "
-        "points, are after 300 epochs of ImageNet.",
+        "more cannot be told apart, and strengths that are learned from 0 are still small. The paper's gains, 0.7 to "
+        "1.1 points, are after 300 epochs of ImageNet.",
     ),
     "depth": Experiment(
         "CIFAR-10 from scratch with 12, 24 and 48 layers: whether over-smoothing bites with depth, and who survives",
