@@ -141,6 +141,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--data", type=Path, required=True, help="folder of CIFAR-10 with train/ and val/; downloaded if missing")
     add("--output", type=Path, required=True)
     add("--experiments", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
+    add("--methods", nargs="+", help="train only these of each experiment's, such as plain neutreno")
     add("--seeds", type=int, default=5, help="at least 2; more can be asked for later")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="on CUDA in bfloat16")
     add("--threads", type=int, default=1, help="of the CPU")
@@ -269,7 +270,7 @@ def main() -> None:
     recipe = recipe_of(options)
     images = tuple(part.to(options.device) for part in image_tensors.cifar10(options.data, recipe, options.output))
     for name in options.experiments:
-        experiment = EXPERIMENTS[name]
+        experiment = only(EXPERIMENTS[name], options.methods)
         found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in experiment.variants}
         for seed in range(options.seeds):  # every seed whole before the next one, so that there is something to say
             for variant, spec in experiment.variants.items():
@@ -277,6 +278,19 @@ def main() -> None:
             if seed:
                 from_scratch_report.write(name, experiment, recipe, found, options)
         print((options.output / f"from_scratch_{name}.md").read_text())
+
+
+def only(experiment: Experiment, methods: list[str] | None) -> Experiment:
+    """The experiment with some of its variants, and the comparisons that are left."""
+    if methods is None:
+        return experiment
+    variants = {name: v for name, v in experiment.variants.items() if (v.method or v.eigen or "plain") in methods}
+    pairs = [(a, b) for a, b in experiment.pairs if a in variants and b in variants]
+    if not pairs:
+        sys.exit(
+            f"--methods {' '.join(methods)} leaves nothing to compare. There are: {', '.join(experiment.variants)}."
+        )
+    return experiment._replace(variants=variants, pairs=pairs)
 
 
 if __name__ == "__main__":

@@ -174,6 +174,17 @@ def test_the_whole_script_and_what_it_says(script, cifar, tmp_path, monkeypatch,
         script.main()
 
 
+def test_some_methods_and_what_is_left_to_compare(script):
+    depth = script.only(script.EXPERIMENTS["depth"], ["plain", "neutreno"])
+    assert [v.depth for v in depth.variants.values()] == [12, 12, 24, 24, 48, 48]
+    assert depth.pairs == [
+        *((f"neutreno, {n} layers", f"plain, {n} layers") for n in (12, 24, 48)),
+        *((f"plain, {n} layers", "plain, 12 layers") for n in (24, 48)),
+    ]
+    with pytest.raises(SystemExit, match="leaves nothing to compare"):
+        script.only(script.EXPERIMENTS["kernel"], ["plain", "nonsense"])
+
+
 def run_of(hits: str, loss: float = 1.0) -> dict:
     curves = {name: [0.5, 0.5] for name in ("block_similarity", "attention_similarity", "block_hfc_lfc")}
     return {"hits": hits, "top1": 100 * hits.count("1") / len(hits), "loss": loss, "curves": curves}
