@@ -178,8 +178,9 @@ def sentences(document: dict[str, Any]) -> list[str]:
     )
     gains = max(row["negative_gains"] for row in document["variants"].values())
     lines.append(
-        f"- Eigenvalues are those of diag(g) W_V W_proj, g the gains of the norm before: the share with a negative "
-        f"real part, which sharpen. At most {gains:.1%} of a variant's gains are negative, which would swap the two."
+        "- Eigenvalues are those of diag(g) W_V W_proj, g the gains of the norm before: the share with a negative real "
+        "part, which sharpen (one that is clipped to 0 falls on either side by rounding). At most "
+        f"{gains:.1%} of a variant's gains are negative, which would swap the two."
     )
     return [*lines, f"- What this cannot tell: {document['limits']}"]
 
