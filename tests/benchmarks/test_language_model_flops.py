@@ -1,7 +1,6 @@
-"""benchmarks/language_model_flops.py counts attention, for which torch's counter takes the CPU's fused kernel for nothing."""
+"""benchmarks/language_model_flops.py counts attention; torch's counter takes the CPU's fused kernel for nothing."""
 
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
