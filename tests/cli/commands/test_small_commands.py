@@ -55,7 +55,7 @@ def test_runs_says_state_figures_and_what_goes_on(made, neutreno, tmp_path):
     assert rows["damaged"]["state"].startswith("unreadable: ")
     assert rows["damaged"]["resume"] is None
     printed = neutreno("runs", tmp_path).out
-    assert f"half goes on with: neutreno-adapt --resume {tmp_path / 'half'}" in printed
+    assert f"half is not finished. It goes on with: neutreno-adapt --resume {tmp_path / 'half'}" in printed
 
 
 @pytest.mark.parametrize("make", [True, False])
