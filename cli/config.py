@@ -116,7 +116,7 @@ class Config:
     reduce_zero_label: bool = _option(False, "Label 0 does not count either, and label 1 is the first class, as in ADE20K.", PIXELS, **_MASKS)
     part: list[str] = _option([], "Where the methods act: both, encoder or decoder. Repeat the option to compare. (default: both)", PIXELS, choices=("both", "encoder", "decoder"), **_MASKS)
     decoder_depth: int = _option(2, "Number of blocks of the decoder.", PIXELS, range="[1, inf)", **_MASKS)
-    decoder_dropout: float = _option(0.1, "Dropout rate in the decoder: of its attention, projections and MLPs.", PIXELS, range="[0, 1)", **_MASKS)
+    decoder_dropout: float = _option(0.1, "Dropout rate in the decoder: of its attention, projections and MLPs.", PIXELS, recipe=True, range="[0, 1)", **_MASKS)
     window_stride: int | None = _option(None, "Pixels from one window to the next in evaluation. (default: the window)", PIXELS, range="[1, inf)", **_MASKS)
     multi_scale: bool = _option(False, "Evaluate, at the end, at six scales and mirrored too.", PIXELS, **_MASKS)
     method: list[str] = _option([], "What to put into the attention: attnscale, gfsa, twicing, laplacian, xsa, neutreno, value_residual, kernel, symmetric or featscale. A + joins several in one model; repeat the option to compare several models. (default: neutreno, or the checkpoint's own)", METHOD)
@@ -244,10 +244,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             base_lr=0.064, epochs=64, batch_size=8, img_size=512, opt="sgd", sched="poly", min_lr=1e-5,
             weight_decay=0.0, warmup_epochs=0, layer_decay=1.0, label_smoothing=0.0, color_jitter=0.5, clip_grad=0.0,
         ),
-        # the embedded digits on canvases of 64 pixels
+        # the embedded digits in lines, 32 pixels high: crops and windows have the checkpoint's own size
         "digits": dict(
-            base_lr=3.2e-2, epochs=10, batch_size=16, img_size=64, warmup_epochs=2, layer_decay=1.0, drop_path=0.05,
-            label_smoothing=0.0, color_jitter=0.3, hflip=0.0, scale_min=0.8, scale_max=1.25,
+            base_lr=3.2e-2, epochs=24, batch_size=16, warmup_epochs=3, layer_decay=1.0, drop_path=0.0,
+            decoder_dropout=0.0, label_smoothing=0.0, color_jitter=0.0, hflip=0.0, scale_min=1.0, scale_max=1.0,
         ),
     },
 }  # fmt: skip
