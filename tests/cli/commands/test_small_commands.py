@@ -133,6 +133,18 @@ def test_compare_pairs_the_arms_of_a_run(made, neutreno):
     assert f"{run} alone recognises {won}, {run}/arms/control alone {pair['lost']}." in neutreno("compare", *names).out
 
 
+def test_a_file_of_weights_is_evaluated_compared_and_exported_with_arch(made, neutreno, tmp_path):
+    """The message about a file that does not say its model names --arch: every command that takes a file has it."""
+    shape = [word for key, value in small_run.SHAPE.items() for word in ("--model-kwargs", f"{key}={value}")]
+    file, data = made / "weights.pth", ["--data", made / "images", "--device", "cpu"]
+    assert "say it with --arch" in neutreno("evaluate", file, *data, code=4).err
+    found = json.loads(neutreno("evaluate", file, *data, "--arch", small_run.ARCH, *shape, "--json").out)
+    recorded = json.loads((made / "runs" / "one" / "results.json").read_text())["models"]["checkpoint"]
+    assert (found["top1"], found["loss"]) == (recorded["top1"], pytest.approx(recorded["loss"]))
+    neutreno("export", file, "--arch", small_run.ARCH, *shape, "--pt2", tmp_path / "file.pt2")
+    assert (tmp_path / "file.pt2").exists()
+
+
 def test_compare_refuses_other_images_and_one_run(made, neutreno, tmp_path):
     images, _ = small_run.make(tmp_path, val=5)
     shutil.copytree(made / "runs" / "one", tmp_path / "run")
