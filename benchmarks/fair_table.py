@@ -40,6 +40,7 @@ METHODS = (
     PAPER, "featscale", "neutreno+featscale", "attnscale", "gfsa", "twicing", "laplacian", "xsa", "value_residual",
     "symmetric", "kernel",
 )  # fmt: skip
+PAPERS = {PAPER: {"fidelity": 0.6}, "neutreno+featscale": {"fidelity": 0.6}}  # other methods have one way only
 FIDELITIES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # beside the paper's 0.6
 RATES = (1e-4, 3e-4, 1e-3)  # for the control, on val
 
@@ -67,14 +68,15 @@ def variants(epochs: int) -> dict[str, dict[str, Any]]:
     """What is compared with the control, as options of `adapt`: methods as in their papers, NeuTRENO in other ways."""
     ramp = epochs / 2
     ways: dict[str, dict[str, Any]] = {
-        "neutreno, from 0 to 0.6": {"fidelity_warmup": ramp},
+        "neutreno, from 0 to 0.6": {"fidelity": 0.6, "fidelity_warmup": ramp},
         "neutreno, from 0 to 0.2": {"fidelity": 0.2, "fidelity_warmup": ramp},
         "neutreno, learned per layer from 0": {"fidelity": 0.0, "learnable_fidelity": "layer"},
         "neutreno, learned per head from 0": {"fidelity": 0.0, "learnable_fidelity": "head"},
-        "neutreno, learned per layer from 0.6": {"learnable_fidelity": "layer"},
+        "neutreno, learned per layer from 0.6": {"fidelity": 0.6, "learnable_fidelity": "layer"},
     }
     constant = {f"neutreno at {fidelity:g}": {"fidelity": fidelity} for fidelity in FIDELITIES}
-    return {**{method: {"method": [method]} for method in METHODS}, **constant, **ways}
+    papers = {method: {"method": [method], **PAPERS.get(method, {})} for method in METHODS}
+    return {**papers, **constant, **ways}
 
 
 def main() -> None:
@@ -94,7 +96,7 @@ def main() -> None:
         "epochs": size["epochs"],
         "recipe": "finetune",
     }
-    both = {"method": [PAPER], "control": True}  # NeuTRENO's own call trains the control too
+    both = {"method": [PAPER], **PAPERS[PAPER], "control": True}  # NeuTRENO's own call trains the control too
     tried = {lr: measured(options, test, f"rate-{lr:g}", 0, common | both | {"lr": lr}) for lr in RATES}
     lr = max(RATES, key=lambda lr: tried[lr][CONTROL]["val"]["top1"])
     rows: dict[str, list[dict[str, Any]]] = {}
