@@ -211,7 +211,7 @@ class Config:
 
 # what `evaluate` takes of them, as a command and from Python; `compare` takes those that are not for masks
 OF_EVALUATE = (
-    "task", "data", "data_dir", "val_split", "num_classes", "ignore_label", "reduce_zero_label", "window_stride",
+    "task", "arch", "weights", "model_kwargs", "data", "data_dir", "val_split", "num_classes", "ignore_label", "reduce_zero_label", "window_stride",
     "multi_scale", "batch_size", "limit_batches", "workers", "device", "amp",
 )  # fmt: skip
 # what args.yaml holds beside the options

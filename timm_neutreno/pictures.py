@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 KINDS = {stat.S_ISFIFO: "a pipe", stat.S_ISDIR: "a folder", stat.S_ISSOCK: "a socket"}
@@ -34,6 +34,8 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except (UnreadableImage, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("it is no image, or its beginning is damaged") from error
     except Exception as error:  # a damaged file makes Pillow's readers raise all kinds
         if Path(path).is_symlink() and not Path(path).exists():
             raise UnreadableImage("it is a link to nothing") from error

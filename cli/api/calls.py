@@ -130,7 +130,8 @@ def evaluate(
         rows = {name: {key: value for key, value in document.items() if key not in ("model", "data")}}
         metrics = tables.metrics_of([document])
         cells = [tables.header(metrics), tables.row(name, document, metrics)]
-        return Result(rows, (), {}, document, text, cells, {name: partial(_load, name)})
+        loader = partial(_load, name, config.arch, config.model_kwargs, config.weights)
+        return Result(rows, (), {}, document, text, cells, {name: loader})
     folder = Path(document["output"])
     paths = {"output": folder, **{path.name: path for path in sorted(folder.iterdir()) if path.is_file()}}
     places = {arm: Path(name) / "arms" / arm for arm in document["models"]}

@@ -106,7 +106,7 @@ def choose(asked: Sequence[str]) -> tuple[list[str], list[str]]:
     known = [*groups, *EXTRAS, *METRICS]
     unknown = sorted(wanted - set(known))
     if unknown or not wanted:
-        what = f"unknown: {', '.join(unknown)}" if unknown else "nothing to measure"
+        what = f"there is no {', no '.join(unknown)}" if unknown else "there is nothing to measure"
         near = sorted({other for name in unknown for other in difflib.get_close_matches(name, known, n=3)})
         hint = f" Did you mean: {', '.join(near)}?" if near else ""
         raise UsageError(

@@ -8,8 +8,13 @@ from typing import Annotated
 
 import typer
 
+from ..config import Config
+from .options import takes_config
 
+
+@takes_config("arch", "weights", "model_kwargs")
 def export(
+    config: Config,
     model: Annotated[
         str, typer.Argument(help="A run's folder, a folder in it, or anything that adapt --checkpoint takes.")
     ],
@@ -28,7 +33,8 @@ def export(
     """
     from ..engine import export as engine
 
-    document = engine.export(model, onnx, pt2, overwrite)
+    options = {"arch": config.arch, "model_kwargs": config.model_kwargs, "weights": config.weights}
+    document = engine.export(model, onnx, pt2, overwrite, **options)
     if as_json:
         print(json.dumps(document))
         return

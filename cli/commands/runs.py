@@ -36,7 +36,7 @@ def runs(
     print(tables.plain(cells, width()))
     for row in rows:
         if row["resume"]:
-            print(f"\n{row['run']} goes on with: {row['resume']}")
+            print("\n" + fold(f"{row['run']} is not finished. It goes on with: {row['resume']}", width()))
         elif row["verdict"]:
             print("\n" + fold(f"{row['run']}: {row['verdict'][0]}", width()))
 

@@ -67,7 +67,7 @@ def open_model(name: str, given: Config, console: Console) -> Opened:
         raise CheckpointError(
             f"{name} has no {WEIGHTS[-1]} yet: the run is not finished. neutreno-adapt --resume {folder} goes on."
         )
-    config = replace(config, **{field: getattr(given, field) for field in given.given})
+    config = replace(config, given=given.given, **{field: getattr(given, field) for field in given.given})
     device, task = setup.set_up_device(config, World()), TASKS[config.task]
     datasets = task.open_datasets(config)
     model = load(name, config, datasets, console)
@@ -88,7 +88,9 @@ def load(name: str, config: Config, datasets: sources.Datasets, console: Console
     """
     if config.task == "segmentation":
         return load_segmenter(name, config, datasets)
-    source = checkpoint.resolve_checkpoint(name)
+    # a run's own are about the checkpoint that it came from
+    own = {field: getattr(config, field) for field in ("arch", "model_kwargs", "weights") if field in config.given}
+    source = checkpoint.resolve_checkpoint(name, **own)
     for note in source.notes:
         console.say(f"weights: {note}")
     mismatch = classification.head_mismatch(

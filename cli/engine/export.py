@@ -28,7 +28,9 @@ PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 Answer = Callable[[Tensor], Tensor]
 
 
-def export(name: str, onnx: Path | None, pt2: Path | None, overwrite: bool = False) -> dict[str, Any]:
+def export(
+    name: str, onnx: Path | None, pt2: Path | None, overwrite: bool = False, **options: Any
+) -> dict[str, Any]:  # fmt: skip
     """Write a model's files, each checked against the model on the CPU before it is put in its place.
 
     Args:
@@ -36,6 +38,7 @@ def export(name: str, onnx: Path | None, pt2: Path | None, overwrite: bool = Fal
         onnx: File to write, with a batch of any size; weights of 2 GB and more go beside it, into FILE.data.
         pt2: Likewise, of torch.export.
         overwrite: Replace files that are there.
+        **options: arch, model_kwargs and weights, as of `resolve_checkpoint`.
 
     Returns:
         {"model", "input" (channels, height, width), then by kind: "onnx" and "pt2": {"file", "largest_difference"}}.
@@ -57,7 +60,7 @@ def export(name: str, onnx: Path | None, pt2: Path | None, overwrite: bool = Fal
             raise UsageError(f"--{kind} {path}: the name must end in .{kind}.")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists: nothing is overwritten without --overwrite. Name another file.")
-    model: Any = build(resolve_checkpoint(name)).eval().requires_grad_(False)
+    model: Any = build(resolve_checkpoint(name, **options)).eval().requires_grad_(False)
     shape = tuple(get_model_input_config(model)["input_size"])
     document: dict[str, Any] = {"model": name, "input": list(shape)}
     for kind, (path, write) in given.items():

@@ -34,7 +34,8 @@ def weight_errors(label: str, arch: str, asked: Sequence[str] = ()) -> Iterator[
             raise CheckpointError(f"cannot load {label} as {arch}: {one_line(error)[:300]}") from error
         raise CheckpointError(
             f"the weights in {label} are not those of {arch}: {_first_mismatch(str(error))} "
-            "Name the right architecture with --arch, and constructor arguments with --model-kwargs key=value."
+            "Name the right architecture with --arch, and constructor arguments (where the command takes them) with "
+            "--model-kwargs key=value."
         ) from error
     except (TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         if asked:

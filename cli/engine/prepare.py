@@ -151,8 +151,9 @@ def fit_batch(config: Config, images: int, world: World) -> int:
     if size % step or not size:
         down = max(size - size % step, step)
         raise UsageError(
-            f"--batch-size {size} cannot be dealt out evenly to {world.size} processes x {config.accumulate} "
-            f"accumulation steps{' in pairs for mixup' if step > parts else ''}. Use {down} or {down + step}."
+            f"--batch-size {size} cannot be dealt out evenly to {count(world.size, 'process')} with "
+            f"{count(config.accumulate, 'accumulation step')} each{', in pairs for mixup' if step > parts else ''}. "
+            f"Use {down} or {down + step}."
         )
     return size
 

@@ -54,14 +54,13 @@ def choose_device(name: str | None, world: World) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if world.size > 1 and ":" in name:
         raise UsageError(f"--device {name} would be shared by {world.size} processes: pass --device cuda or cpu.")
-    if name == "cuda":
-        name = f"cuda:{world.local_rank}"
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{world.local_rank}" if name == "cuda" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         why = "torch knows no such device" if "Expected one of" in str(error) else one_line(error).partition(". ")[0]
-        raise UsageError(f"--device {name} cannot be used here: {why}. Try --device cpu, or cuda.") from error
+        others = " or cuda" if torch.cuda.is_available() else ""
+        raise UsageError(f"--device {name} cannot be used here: {why}. Try --device cpu{others}.") from error
     return device
 
 

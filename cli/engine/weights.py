@@ -174,7 +174,7 @@ def compared(label: str, arch: str) -> Iterator[None]:
         if fault := misfit(self, state_dict) if whole else "":
             raise CheckpointError(
                 f"the weights in {label} are not those of {arch}: {fault}. Name the right architecture with --arch, "
-                "and constructor arguments with --model-kwargs key=value."
+                "and constructor arguments, where the command takes them, with --model-kwargs key=value."
             )
         return original(self, state_dict, *args, **kwargs)
 

@@ -22,6 +22,9 @@ TABLE = (
     "tokens of an image after the last block, where 1 means that all are alike. A strength between bars was learned: "
     "the mean of its absolute values."
 )
+DECODER = (
+    "Similarity is that of the encoder's tokens; beside it that in the decoder, whose tokens are patches and classes."
+)
 BY_LAYER = "Mean cosine similarity between the tokens of an image after each block. Lower is not better by itself."
 TRAINING = "Every arm has the same recipe, seed and images in the same order; only the method differs."
 PHOTOS = (
@@ -74,7 +77,8 @@ def write(result: RunResult, directory: Path, arguments: Mapping[str, Any]) -> N
 
 def page(result: RunResult, directory: Path, arguments: Mapping[str, Any]) -> str:
     """report.html, with the pictures embedded."""
-    sections = [Section("Results", [TABLE], table=result.rows)]
+    decoder = any("decoder_similarity" in row for row in result.models.values())
+    sections = [Section("Results", [TABLE, *([DECODER] if decoder else [])], table=result.rows)]
     for name, (title, words) in pictures(directory).items():
         sections.append(Section(title, [words], [(directory / name, title)]))
     about = [

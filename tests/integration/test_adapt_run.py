@@ -285,5 +285,7 @@ def test_a_head_for_other_classes_of_the_same_number_is_not_kept(adapt, images, 
         for old, new in (("blue", "cold"), ("red", "warm")):
             (tmp_path / "renamed" / part / new).symlink_to(images / part / old)
     _, second, said = adapt("--no-control", checkpoint=first, data=tmp_path / "renamed", name="second")
-    assert "initialised anew: classes blue, red, ... in checkpoint, cold, warm, ... in data" in said
+    assert (
+        "initialised anew: the checkpoint's classes are blue, red, ...; those of the data are cold, warm, ..." in said
+    )
     assert "| new head |" in (second / "README.md").read_text()

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from hub_double import WRITE, Hub
 from huggingface_hub import ModelCard
 from integration import small_run
@@ -21,6 +20,7 @@ from PIL import Image
 from timm_neutreno_cli.main import adapt_main
 from timm_neutreno_cli.main import main as neutreno_main
 from torchmetrics.classification import MulticlassJaccardIndex
+from torchvision.transforms.v2.functional import resize
 
 from timm_neutreno import Segmenter, strengths
 
@@ -76,6 +76,9 @@ def test_arms_rows_and_models(whole):
         assert model.segment(images).shape == (1, 20, 30)
         assert (model.stride, model.class_names) == ((8, 8), ["0", "1", "2"])
     assert Image.open(folder / "examples.png").size[0] > 300
+    page = (folder / "report.html").read_text()
+    assert "Val images: truth and predictions" in page
+    assert "whose tokens are patches and classes" in page
     assert "Segmenter.from_pretrained" in (folder / "README.md").read_text()
     assert "mIoU" in document["verdict"][0]
     sums = [[json.loads(line)["images_sum"] for line in (folder / "arms" / arm / "metrics.jsonl").open()]
@@ -150,7 +153,7 @@ def of_torchmetrics(data: Path, folder: Path) -> float:
     for path in sorted((data / "images" / "val").iterdir()):
         mask = torch.from_numpy(np.array(Image.open(data / "annotations" / "val" / path.name))).long()
         pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
-        x = torchvision.transforms.v2.functional.resize(pixels, [16], antialias=True).float() / 255
+        x = resize(pixels, [16], antialias=True).float() / 255
         x = (x - torch.tensor(model.mean)[:, None, None]) / torch.tensor(model.std)[:, None, None]
         metric.update(model.segment(x[None], size=tuple(mask.shape)), mask[None])
     return 100 * metric.compute().item()

@@ -51,8 +51,31 @@ def test_h_is_what_the_module_does_to_its_input(host):
         value, output = attention_as_function(find_attention_output(block, 0))
         with torch.no_grad():
             expected = output(value(x)) - output(value(torch.zeros_like(x)))
+            expected = layer_scale(block)(expected)
         H = update_matrices(block).sum(dim=0).float()
         assert torch.allclose(x @ H, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def layer_scale(block):
+    """What the block does to the attention's output before it is added; hosts of BEiT, EVA and CaiT keep a vector."""
+    gamma = getattr(block, "gamma_1", None)
+    return getattr(block, "ls1", torch.nn.Identity()) if gamma is None else lambda x: x * gamma
+
+
+def test_layer_scale_belongs_to_h():
+    """Trained scales have both signs: without them the eigenvalues are those of another layer."""
+    model = timm.create_model("vit_tiny_patch16_224", **SMALL, init_values=0.1)
+    block, x = model.blocks[1], torch.randn(1, 5, C, generator=torch.Generator().manual_seed(1)).transpose(0, 1)
+    with torch.no_grad():
+        block.ls1.gamma.copy_(torch.randn(C, generator=torch.Generator().manual_seed(2)))
+        expected = block.ls1(block.attn(x)) - block.ls1(block.attn(torch.zeros_like(x)))  # one token each: A = 1
+    H = update_matrices(block).sum(dim=0)
+    assert torch.allclose(x @ H.float(), expected, atol=1e-5)
+    wanted = torch.linalg.eigvals(H).real.sort().values
+    assert torch.allclose(spectrum(model)[1].layer.real.sort().values, wanted, atol=1e-8)
+    heads = spectrum(model)[1].heads[0].real.sort().values
+    first = torch.linalg.eigvals(update_matrices(block)[0]).real
+    assert torch.allclose(heads, first[first.abs().argsort(descending=True)[:D]].sort().values, atol=1e-8)
 
 
 def attention_as_function(attention):

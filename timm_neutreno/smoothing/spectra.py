@@ -5,7 +5,8 @@ its simplified layer, X <- X + A X H with fixed A and H, vec(X) is multiplied by
 1 + lambda_H lambda_A. If the largest of them has lambda_A = 1 (the eigenvector of constant tokens), repeating the layer
 leaves the token mean alone: it smooths. Otherwise it does not.
 
-Row vectors, x W; a torch weight is the transpose. Biases, LayerScale, gates and norms in the attention are left out.
+Row vectors, x W; a torch weight is the transpose. LayerScale, which the paper's models do not have, scales the columns
+of W_proj and belongs to it: trained ones turn many signs around. Biases, gates and norms in the attention are left out.
 Shapes: C channels, H heads, D channels per head, N tokens.
 """
 
@@ -75,6 +76,7 @@ def update_matrices(block: nn.Module, layer: int = 0, *, fold_norm: bool = False
             the attention.
     """
     value, output = value_and_output_weights(find_attention_output(block, layer))
+    output = scaled(output, block)
     if fold_norm:
         gains = norm_gains(block)
         if gains is None:
@@ -84,6 +86,13 @@ def update_matrices(block: nn.Module, layer: int = 0, *, fold_norm: bool = False
             )
         value = gains.double()[:, None] * value
     return value @ output
+
+
+def scaled(output: Tensor, block: nn.Module) -> Tensor:
+    """W_proj by head, (H, D, C), with the block's LayerScale in its columns; as it is where there is none."""
+    scale = getattr(block, "ls1", getattr(block, "ls", None))
+    gamma = getattr(scale, "gamma", getattr(block, "gamma_1", None))
+    return output if not isinstance(gamma, Tensor) else output * gamma.detach().to(output)
 
 
 def norm_gains(block: nn.Module) -> Tensor | None:
@@ -127,7 +136,7 @@ def _head_eigenvalues(block: nn.Module, layer: int, fold_norm: bool) -> Tensor:
     gains = norm_gains(block)
     if fold_norm and gains is not None:
         value = gains.double()[:, None] * value
-    return torch.linalg.eigvals(output @ value)
+    return torch.linalg.eigvals(scaled(output, block) @ value)
 
 
 class Dominating(NamedTuple):

@@ -125,9 +125,21 @@ def test_output_that_is_a_run_says_how_to_go_on(fails, small, tmp_path):
 
 
 def test_unknown_device(fails, small):
-    assert "--device abacus cannot be used here: torch knows no such device. Try" in fails(
+    assert "--device abacus cannot be used here: torch knows no such device. Try --device cpu" in fails(
         2, *small, "--device", "abacus"
     )
+
+
+def test_a_batch_that_cannot_be_dealt_out_has_its_words_in_the_right_number(fails, small):
+    assert "dealt out evenly to 1 process with 3 accumulation steps each. Use 3 or 6." in fails(
+        2, *small, "--batch-size", 4, "--accumulate", 3
+    )
+
+
+def test_a_file_that_is_no_image_is_said_to_be_none(fails, small, images):
+    image = next(images.glob("train/*/*"))
+    image.write_text("hello")
+    assert f"cannot read the image {image}: it is no image, or its beginning is damaged." in fails(3, *small)
 
 
 def test_a_batch_larger_than_the_data(fails, small):

@@ -160,9 +160,9 @@ WRONG = {
     "metric": (
         lambda tmp: [PLAIN, "--metrics", "smooth"],
         UsageError,
-        "--metrics: unknown: smooth. The groups are similarity",
+        "--metrics: there is no smooth. The groups are similarity",
     ),
-    "typo": (lambda tmp: [PLAIN, "--metrics", "block_cosin"], UsageError, "unknown: block_cosin. Did you mean: "),
+    "typo": (lambda tmp: [PLAIN, "--metrics", "block_cosin"], UsageError, "there is no block_cosin. Did you mean: "),
     "no metric": (lambda tmp: [PLAIN, "--metrics", ","], UsageError, "nothing to measure"),
     "twice": (lambda tmp: [PLAIN, PLAIN, "--no-pretrained"], UsageError, "is named twice"),
     "model": (lambda tmp: ["deit_tinny"], CheckpointError, "unknown model 'deit_tinny'.*deit_tiny"),

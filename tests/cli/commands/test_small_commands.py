@@ -58,7 +58,7 @@ def test_runs_says_state_figures_and_what_goes_on(made, neutreno, tmp_path):
     assert all(rows[name]["state"].startswith("unreadable: ") for name in ("damaged", "deep", "without arms"))
     assert rows["damaged"]["resume"] is None
     printed = neutreno("runs", tmp_path).out
-    assert f"half goes on with: neutreno-adapt --resume {tmp_path / 'half'}" in printed
+    assert f"half is not finished. It goes on with: neutreno-adapt --resume {tmp_path / 'half'}" in printed
 
 
 @pytest.mark.parametrize("make", [True, False])
@@ -134,6 +134,18 @@ def test_compare_pairs_the_arms_of_a_run(made, neutreno):
     assert pair["won"] - pair["lost"] == round(pair["difference"] * 14 / 100)
     won = f"{pair['won']} image{'' if pair['won'] == 1 else 's'}"
     assert f"{run} alone recognises {won}, {run}/arms/control alone {pair['lost']}." in neutreno("compare", *names).out
+
+
+def test_a_file_of_weights_is_evaluated_compared_and_exported_with_arch(made, neutreno, tmp_path):
+    """The message about a file that does not say its model names --arch: every command that takes a file has it."""
+    shape = [word for key, value in small_run.SHAPE.items() for word in ("--model-kwargs", f"{key}={value}")]
+    file, data = made / "weights.pth", ["--data", made / "images", "--device", "cpu"]
+    assert "say it with --arch" in neutreno("evaluate", file, *data, code=4).err
+    found = json.loads(neutreno("evaluate", file, *data, "--arch", small_run.ARCH, *shape, "--json").out)
+    recorded = json.loads((made / "runs" / "one" / "results.json").read_text())["models"]["checkpoint"]
+    assert (found["top1"], found["loss"]) == (recorded["top1"], pytest.approx(recorded["loss"]))
+    neutreno("export", file, "--arch", small_run.ARCH, *shape, "--pt2", tmp_path / "file.pt2")
+    assert (tmp_path / "file.pt2").exists()
 
 
 def test_compare_refuses_other_images_and_one_run(made, neutreno, tmp_path):

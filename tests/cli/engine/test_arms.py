@@ -135,7 +135,7 @@ def test_all_models_have_the_checkpoint_s_weights_and_one_new_head(tmp_path):
     source = resolve_checkpoint(str(path), small_run.ARCH, small_run.SHAPE)
     path.unlink()
     models = Models(source, Datasets("", [], [], ["a", "b", "c"], 3), Config(seed=5), torch.device("cpu"))
-    assert models.new_head == "2 classes in checkpoint, 3 in data"
+    assert models.new_head == "the checkpoint has 2 classes, and the data have 3"
     first = models.original.state_dict()
     for arm in list_arms(Config(method=["neutreno", "featscale"]), source, HERE):
         state = models.build(arm).state_dict()

@@ -59,8 +59,8 @@ def test_the_teacher_has_its_share(weight):
         ((2, None), (2, ["a", "b"]), ""),
         ((2, ["a", "b"]), (2, None), ""),
         ((2, ["a", "b"]), (2, ["a", "b"]), ""),
-        ((2, None), (3, None), "2 classes in checkpoint, 3 in data"),
-        ((2, ["a", "b"]), (2, ["a", "c"]), "classes a, b, ... in checkpoint, a, c, ... in data"),
+        ((2, None), (3, None), "the checkpoint has 2 classes, and the data have 3"),
+        ((2, ["a", "b"]), (2, ["a", "c"]), "the checkpoint's classes are a, b, ...; those of the data are a, c, ..."),
     ],
 )
 def test_when_a_head_does_not_fit(head, data, words):
