@@ -161,7 +161,7 @@ def markdown(document: dict[str, Any]) -> str:
         *(f"    {command}" for command in (document["command"], *document["adapt_commands"])),
         "",
         "Similarity: mean cosine similarity of the last block's tokens, and its standard error over images. Distance:",
-        "mean squared difference of the patch tokens' cosine similarities, after the final norm, from the start model's.",
+        "mean squared difference of the patch tokens' cosine similarities (final norm) from those of the start model.",
         "",
         "| | top-1 | loss | token similarity | Gram distance to the start model |",
         "|---|---|---|---|---|",
