@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tarfile
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +55,28 @@ def write(folder: Path, datasets: dict[str, Any]) -> None:
             (folder / part / name).mkdir(parents=True, exist_ok=True)
         for index, (image, label) in enumerate(images):
             image.save(folder / part / images.classes[label] / f"{index:05}.jpg", quality=95)
+
+
+def choose(source: Path, target: Path, counts: dict[str, tuple[str, int]]) -> Path:
+    """Make the folder, unless it is there: links to some images of every class, evenly spread, none of them twice.
+
+    Args:
+        source: What `prepare` makes.
+        target: Gets a folder of class folders for each name.
+        counts: Name -> which of the source's parts, and how many of its images.
+    """
+    if target.exists():
+        return target
+    beside = target.with_name(f".{target.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    for part in PARTS:
+        wanted = {name: count for name, (origin, count) in counts.items() if origin == part}
+        for label in sorted(each for each in (source / part).iterdir() if each.is_dir() and wanted):
+            images, total = sorted(label.iterdir()), sum(wanted.values()) // 10
+            spread = iter([images[i * len(images) // total] for i in range(total)])
+            for name, count in wanted.items():
+                (beside / name / label.name).mkdir(parents=True)
+                for image in islice(spread, count // 10):
+                    (beside / name / label.name / image.name).symlink_to(image.resolve())
+    beside.rename(target)
+    return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import json
 import re
@@ -14,6 +15,8 @@ import timm
 import typer
 from timm_neutreno_cli.commands.models import family_table, list_models
 from timm_neutreno_cli.main import adapt_app, app
+from timm_neutreno_cli.reports import tables
+from timm_neutreno_cli.reports.results import RunResult
 
 import timm_neutreno
 
@@ -108,6 +111,16 @@ def test_python_is_python_and_names_exist(page, text):
             assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
+def test_readmes_table_and_verdict_are_what_the_command_prints():
+    """From the figures of its first command, `neutreno-adapt`, as that run left them (readme_run/results.json)."""
+    found = RunResult.read(ROOT / "tests" / "readme_run")
+    assert found
+    (block,) = re.findall(r"^```\n(model .*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    table, verdict = block.split("\n\n")
+    assert table == tables.plain(found.rows)
+    assert " ".join(verdict.split()) == " ".join(found.sentences)
+
+
 def test_readmes_four_lines_do_what_they_say(monkeypatch):
     """As printed, with an untrained model where weights would be fetched."""
     (text,) = (text for page, text in snippets("python") if page == "README.md")
@@ -125,6 +138,16 @@ def test_the_library_page_has_every_public_name():
     missing = [name for name in timm_neutreno.__all__ if name not in text]
     assert missing == []
     assert all(inspect.getdoc(getattr(timm_neutreno, name)) for name in timm_neutreno.__all__ if name != "METHODS")
+
+
+def test_the_library_pages_reference_is_made_from_the_docstrings():
+    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs" / "make_api.py")
+    assert spec
+    assert spec.loader
+    make_api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_api)
+    page = make_api.PAGE.read_text()
+    assert make_api.made(page) == page, "run python docs/make_api.py"
 
 
 def test_the_methods_page_has_every_method():

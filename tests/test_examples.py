@@ -24,3 +24,11 @@ def test_see_smoothing(tmp_path):
     assert float(last[1]) < float(last[0])  # less alike with the term
     assert first != last
     assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_adapt_in_python(tmp_path):
+    printed = run("adapt_in_python.py", cwd=tmp_path)
+    assert "neutreno+featscale, adapted" in printed
+    (report,) = tmp_path.glob("runs/*/report.html")
+    assert f"report to open: {report}" in printed
+    assert "logits: (2, 10)\nlayers with the term: 11\n" in printed

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ..config import OF_EVALUATE, OPTIONS, Config, check
-from ..runtime.console import Console
+from ..reports.tables import count
+from ..runtime.console import Console, fold, width
 from .options import takes_config
 
 NAMES = "Runs, folders in a run (RUN/arms/control), or checkpoints; the others are compared with the first."
@@ -18,11 +19,16 @@ NAMES = "Runs, folders in a run (RUN/arms/control), or checkpoints; the others a
 def compare(
     config: Config,
     models: Annotated[list[str], typer.Argument(help=NAMES, metavar="RUN RUN...")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """Compare models on the same val images: figures of each, and paired differences from the first.
+    """Compare models on the same val images: the figures of each, and the paired differences from the first.
 
-    Options that are not given are each run's own. Exit codes: those of adapt.
+    Options that are not given are each run's own. Exit codes are those of adapt.
+
+    # Is one run better than another?
+      neutreno compare runs/first runs/second
+    # A run's model, its control and the checkpoint that it came from
+      neutreno compare runs/mine/arms/control runs/mine deit_tiny
     """
     check(config)
     from ..engine.compare import compare as compared
@@ -34,10 +40,10 @@ def compare(
         return
     metrics = tables.metrics_of(document["models"].values())
     rows = [tables.row(name, found, metrics) for name, found in document["models"].items()]
-    print(tables.plain([tables.header(metrics), *rows]))
+    print(tables.plain([tables.header(metrics), *rows], width()))
     print()
     for name, pair in document["differences"].items():
-        print(sentence(name, models[0], pair, len(document["differences"])))
+        print(fold(sentence(name, models[0], pair, len(document["differences"])), width()))
 
 
 def sentence(name: str, first: str, pair: dict[str, Any], comparisons: int) -> str:
@@ -47,5 +53,6 @@ def sentence(name: str, first: str, pair: dict[str, Any], comparisons: int) -> s
     many = f", widened for {comparisons} comparisons" if comparisons > 1 else ""
     return (
         f"{what}: {name} against {first}: {pair['difference']:+.2f} points of top-1, 95 % interval {pair['low']:+.2f} "
-        f"to {pair['high']:+.2f} (over images{many}); {pair['won']} images won, {pair['lost']} lost."
+        f"to {pair['high']:+.2f} (over images{many}). {name} alone recognises {count(pair['won'], 'image')}, "
+        f"{first} alone {pair['lost']}."
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +23,7 @@ PACKAGES = (
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "WORLD_SIZE", "SLURM_NTASKS")
 
 
-def env(as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
+def env(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False) -> None:
     """Print versions and devices, to be pasted into a bug report. No name, path or token of yours is in it."""
     found = describe()
     print(json.dumps(found) if as_json else "\n".join(f"{name:<24} {value}" for name, value in found.items()))
@@ -48,6 +47,8 @@ def describe() -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # slow, and --help comes by here
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -10,15 +10,21 @@ import typer
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="A run's folder (or a folder in it), or what adapt --checkpoint takes.")],
-    onnx: Annotated[Path | None, typer.Option(help="ONNX file to write, checked in onnxruntime.")] = None,
-    pt2: Annotated[Path | None, typer.Option(help="File of torch.export to write, for torch.export.load.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    model: Annotated[
+        str, typer.Argument(help="A run's folder, a folder in it, or anything that adapt --checkpoint takes.")
+    ],
+    onnx: Annotated[Path | None, typer.Option(help="The ONNX file to write; it is checked in onnxruntime.")] = None,
+    pt2: Annotated[Path | None, typer.Option(help="The file of torch.export to write, for torch.export.load.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist already.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """Export a model, for batches of any size. A file is put in its place after it gave the model's own answers.
+    """Export a model to ONNX or torch.export, and check that the file gives the model's own answers.
 
-    The file says how images must be prepared (mean, std, crop, ...), in its metadata. Exit codes: those of adapt.
+    The exported model takes any number of images at once. The file's metadata say how they must be prepared (mean, std,
+    crop, ...). Exit codes are those of adapt.
+
+    # Both kinds of a run's model
+      neutreno export runs/mine --onnx model.onnx --pt2 model.pt2
     """
     from ..engine import export as engine
 

@@ -17,14 +17,17 @@ from .options import takes_config
 @takes_config("arch", "weights", "model_kwargs", "device")
 def predict(
     config: Config,
-    model: Annotated[str, typer.Argument(help="A run's folder, or what adapt --checkpoint takes.")],
+    model: Annotated[str, typer.Argument(help="A run's folder, or anything that adapt --checkpoint takes.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to print for an image.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="Number of classes to print for each image.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """Print the most probable classes of each image, with the model's own preprocessing.
+    """Print the most probable classes of each image, which is prepared as the model was trained.
 
-    Exit codes: those of adapt.
+    Exit codes are those of adapt.
+
+    # A photo and a folder of photos, by a run's model
+      neutreno predict runs/mine cat.jpg photos/
     """
     rows = list(predictions(model, images, top, config))
     if as_json:

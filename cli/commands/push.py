@@ -29,13 +29,18 @@ def push(
         bool, typer.Option("--create-pr", help="Open a pull request instead of pushing to the branch.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the card and the files that would go. The Hub is not asked.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the card and the names of the files that would be pushed. The Hub is not asked."
+        ),
     ] = False,
 ) -> None:
     """Push a run's model, with a model card, to the Hugging Face Hub.
 
     # A run's model, into a repository of your own that others cannot see
       neutreno push runs/mine my-neutreno --private
+    # What would be pushed? Prints the card and asks the Hub for nothing
+      neutreno push runs/mine me/my-neutreno --dry-run
     """
     from ..engine import hub
 
@@ -46,4 +51,6 @@ def push(
     card, files = hub.preview(place(run), target)
     print(card)
     for path in files:
-        print(f"would go too: {path.name}, {path.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)
+        size = path.stat().st_size
+        shown = f"{size / 2**20:.1f} MiB" if size > 2**19 else f"{size / 2**10:.1f} KiB"
+        print(f"would be pushed with this card: {path.name}, {shown}", file=sys.stderr)

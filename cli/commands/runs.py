@@ -12,26 +12,33 @@ from ..errors import CliError, UsageError, one_line
 
 
 def runs(
-    folder: Annotated[str, typer.Argument(help="Folder that holds runs, or a run.")] = "runs",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    folder: Annotated[str, typer.Argument(help="A folder that holds runs, or the folder of one run.")] = "runs",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
 ) -> None:
-    """List runs, newest first: state, checkpoint, top-1 of the model and the control, and the verdict."""
+    """List runs, newest first: how far each is, its checkpoint, its accuracy beside the control's, and its verdict.
+
+    A run that is not finished is shown with the command that goes on with it.
+
+    # The runs in runs/
+      neutreno runs
+    """
     rows = list_runs(Path(folder))
     if as_json:
         print(json.dumps(rows))
         return
     from ..reports import tables
+    from ..runtime.console import fold, width
 
     cells = [("run", "state", "checkpoint", "top-1", "control")]
     for row in rows:
         figures = ["-" if row[key] is None else f"{row[key]:.2f}" for key in ("top1", "control_top1")]
         cells.append((row["run"], row["state"], row["checkpoint"] or "-", *figures))
-    print(tables.plain(cells))
+    print(tables.plain(cells, width()))
     for row in rows:
         if row["resume"]:
             print(f"\n{row['run']} goes on with: {row['resume']}")
         elif row["verdict"]:
-            print(f"\n{row['run']}: {row['verdict'][0]}")
+            print("\n" + fold(f"{row['run']}: {row['verdict'][0]}", width()))
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def open_datasets(config: Config) -> Datasets:
         from timm_neutreno.demo import demo_segmentation_directory
 
         try:
-            path, label = demo_segmentation_directory(), "demo (handwritten digits on canvases)"
+            path, label = demo_segmentation_directory(), "demo (handwritten digits in lines of four)"
         except (ModuleNotFoundError, RuntimeError) as error:
             raise DataError(one_line(error)) from error
         return _from_folder(path, label, 255, config)

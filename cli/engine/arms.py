@@ -17,7 +17,7 @@ from timm_neutreno import METHODS, UnsupportedModelError, is_patched, patch, str
 from timm_neutreno.methods import canonical, resolve, split
 from timm_neutreno.names import base_name, neutreno_name
 
-from ..config import Config
+from ..config import Config, recipe_strengths
 from ..data.sources import Datasets
 from ..errors import CheckpointError, UsageError, one_line
 from . import checkpoint
@@ -57,12 +57,13 @@ class Arm:
 def list_arms(config: Config, source: checkpoint.Source, directory: Path) -> list[Arm]:
     """The control, if it is wanted, and then the methods in the order in which they were asked for.
 
-    Given options go first, then the checkpoint's own, then the papers'.
+    Given options go first, then the checkpoint's own, then the recipe's, then the papers'.
 
     Raises:
         UsageError: If a method is unknown or named twice, or an option belongs to none of them or has no such value.
     """
     given, arms, known = config.method_options, [], {"layers"}
+    start = {} if source.method else recipe_strengths(config)
     if config.control:
         arms.append(Arm(CONTROL, None, {}, 0.0, directory / "arms" / CONTROL))
     try:
@@ -71,7 +72,7 @@ def list_arms(config: Config, source: checkpoint.Source, directory: Path) -> lis
                 raise UsageError(f"--method {name} is named twice.")
             own = set(resolve(name, {}))
             known |= own
-            chosen = {key: value for key, value in {**source.options, **given}.items() if key in own}
+            chosen = {key: value for key, value in {**start, **source.options, **given}.items() if key in own}
             layers = {**source.options, **given}.get("layers")
             options = {**resolve(name, chosen), **({"layers": layers} if layers is not None else {})}
             warmup = config.fidelity_warmup if "fidelity" in options else 0.0

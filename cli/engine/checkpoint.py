@@ -24,6 +24,7 @@ from timm_neutreno.probing import FeatureError, check_image_size
 from ..config import place
 from ..errors import CheckpointError, HubError, UsageError
 from ..runtime import records
+from . import sizes
 from . import weights as weight_files
 from .load_errors import hub_errors, offline_if_silent, weight_errors
 from .recorded import check_kinds, config_errors
@@ -291,20 +292,21 @@ def build(
         HubError: If they are on the Hub and cannot be had.
     """
     given = {"num_classes": num_classes, "img_size": img_size, "drop_path_rate": drop_path}
-    kwargs = {**source.model_args, **more, **{key: value for key, value in given.items() if value is not None}}
-    if source.method:
-        kwargs |= {"method": source.method, **source.options}
+    plain = {**source.model_args, **more, **{key: value for key, value in given.items() if value is not None}}
+    kwargs = {**plain, "method": source.method, **source.options} if source.method else plain
     overlay = source.overlay
     if pretrained and source.weights is not None:  # timm would choose of several by itself, and know fewer prefixes
         overlay = {**overlay, "source": "", "file": None, "state_dict": dict(source.weights)}
     cfg = source.pretrained_cfg if isinstance(source.pretrained_cfg, dict) else {"source": "hf-hub"}
-    remote = pretrained and source.weights is None and cfg.get("source") == "hf-hub"
+    on_hub = source.weights is None and cfg.get("source") == "hf-hub"
     with (
         weight_errors(source.label, source.arch, source.asked),
         hub_errors(source.label),
-        offline_if_silent() if remote else nullcontext(),
+        offline_if_silent() if pretrained and on_hub else nullcontext(),
         weight_files.compared(source.label, source.arch),
     ):
+        if pretrained or not on_hub:
+            sizes.compare(source, plain, source.overlay)
         model = timm.create_model(
             neutreno_name(source.arch) if source.method else source.arch,
             pretrained=pretrained,

@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +17,8 @@ from . import state
 from .state import Training
 
 NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "Cannot allocate memory")
+
+T = TypeVar("T")
 
 
 class PeerFailure(CliError):
@@ -31,6 +35,8 @@ def translate_error(error: BaseException) -> BaseException:
             "processes; a smaller --batch-size changes the recipe."
         )
     if DEAD_WORKER in text:
+        if isinstance(error.__context__, CliError):  # another process died while that sentence was on its way
+            return error.__context__
         return DataError(
             f"a data loader process died: {one_line(error)[:200]} Mostly memory ran out: use fewer --workers, or free "
             "memory (in a container: a larger /dev/shm)."
@@ -53,7 +59,7 @@ def saved(trainer: Training) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        raise _after(trainer, error) from error
+        raise _whatever_dies(partial(_after, trainer, error)) from error
 
 
 def _after(trainer: Training, error: BaseException) -> BaseException:
@@ -81,11 +87,11 @@ def _save(trainer: Training, able: bool) -> str:
     return f"{kept} {trainer.context.resume_line}"
 
 
-def _whatever_dies(save: Callable[[], None]) -> None:
+def _whatever_dies(act: Callable[[], T]) -> T:
     """Call it again if a loader process that dies breaks in: torch raises that wherever Python happens to be."""
     for _ in range(8):
         try:
-            return save()
+            return act()
         except RuntimeError as error:
             if DEAD_WORKER not in str(error):
                 raise

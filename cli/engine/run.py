@@ -62,7 +62,8 @@ def run_seeds(config: Config, world: World, stop: StopSignal) -> Printed:
     directory = run_directory(config, "seeds", world)
     if config.dry_run:
         return run_each_seed(config, world, stop, directory)[0]
-    finished = (directory / RESULTS).exists() and resume.read_arguments(directory)["epochs"] == config.epochs
+    known = resume.read_arguments(directory) if (directory / RESULTS).exists() else {}
+    finished = all(known.get(name) == getattr(config, name) for name in ("epochs", "seeds"))
     with owned(directory, config, world):
         if world.first and not finished:
             resume.write_arguments(directory, config, {})
@@ -70,7 +71,8 @@ def run_seeds(config: Config, world: World, stop: StopSignal) -> Printed:
         if not world.first:
             return {}, ""
         document = {**seeds.summarise(documents), "output": str(directory)}
-        seeds.write(document, directory, resume.read_arguments(directory))
+        if not finished:
+            seeds.write(document, directory, resume.read_arguments(directory))
     return document, seeds.text(document)
 
 

@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from timm_neutreno import Segmenter
 
 from ..errors import CheckpointError, one_line
 from .load_errors import hub_errors
+
+# what building from a damaged config.json, and reading its weights, raise
+DAMAGED = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError,
+           FileNotFoundError, SafetensorError)  # fmt: skip
 
 
 def is_segmenter(folder: Path) -> bool:
@@ -36,5 +42,5 @@ def open_segmenter(name: str) -> Any:
     with hub_errors(name):
         try:
             return Segmenter.from_pretrained(repo, revision=revision or None)
-        except (RuntimeError, ValueError, TypeError, KeyError, FileNotFoundError) as error:
+        except DAMAGED as error:
             raise CheckpointError(f"cannot read the Segmenter in {place}: {one_line(error)[:300]}") from error

@@ -71,7 +71,8 @@ def choose(saved: dict[str, Any], path: Path, which: str | None = None) -> tuple
         CheckpointError: If there is none, or not the one that was asked for.
     """
     weights, notes = _choose(saved, path, which)
-    if not isinstance(weights, dict) or not weights or not all(isinstance(v, Tensor) for v in weights.values()):
+    named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
+    if not named or not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(
             f"{path} holds no state_dict: expected tensors by name, as torch.save or safetensors write."
         )

@@ -23,9 +23,9 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
   padding: 1rem; overflow-wrap: anywhere; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
 p { max-width: 46rem; }
-img { display: block; max-width: 100%; max-height: 36rem; object-fit: contain; margin: 1rem 0; }
+img { display: block; max-width: 100%; max-height: 44rem; object-fit: contain; margin: 1rem 0; }
 img.wide { min-width: 44rem; }
-pre { background: #f4f4f4; padding: 0.7rem; overflow-x: auto; font-size: 0.9rem; }
+pre { background: #f4f4f4; padding: 0.7rem; white-space: pre-wrap; font-size: 0.9rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; overflow-wrap: normal; }
 th, td { border: 1px solid #ccc; padding: 0.2rem 0.6rem; text-align: right; }

@@ -80,7 +80,7 @@ def page(result: RunResult, directory: Path, arguments: Mapping[str, Any]) -> st
     about = [
         ("Checkpoint", result.checkpoint),
         ("Data", result.data),
-        ("Training", f"{count(result.epochs, 'epoch')}, seed {result.seed}, {result.device}.{_plans(result)}"),
+        ("Training", f"{count(result.epochs, 'epoch')}, seed {result.seed}, {result.device}{_plans(result)}"),
         ("Time", f"{result.seconds:.0f} s in its last start"),
         *facts(arguments),
     ]
@@ -109,7 +109,7 @@ def _plans(result: RunResult) -> str:
     if not result.epochs_before:
         return ""
     return (
-        f" The run was planned for {', then '.join(map(str, result.epochs_before))} epochs before it was made "
+        f". The run was planned for {', then '.join(map(str, result.epochs_before))} epochs before it was made "
         f"{result.epochs}: the learning rates of each part are those of its own plan."
     )
 
@@ -132,8 +132,8 @@ def readme(result: RunResult, directory: Path, arguments: Mapping[str, Any]) -> 
         "",
         *(f"![{title}]({name})\n" for name, (title, _) in pictures(directory).items()),
         f"Checkpoint: {escaped(result.checkpoint)}. Data: {escaped(result.data)}, evaluated on {images}. "
-        f"{count(result.epochs, 'epoch')}, seed {result.seed}, {result.device}. Weights of the last epoch."
-        f"{skipped if result.skipped_images else ''}{_plans(result)}",
+        f"{count(result.epochs, 'epoch')}, seed {result.seed}, {result.device}. Weights of the last epoch"
+        f"{_plans(result) or '.'}{skipped if result.skipped_images else ''}",
         "",
         *(f"- {topic}: {words}" for topic, words in facts(arguments)),
         "",

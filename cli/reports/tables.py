@@ -44,8 +44,10 @@ def count(number: float, word: str) -> str:
 def in_words(found: Mapping[str, Any], new_head: bool) -> str:
     """A model's figures in a line."""
     key, name = main_metric(found)
-    accuracy = "a new head has no accuracy yet" if new_head else f"{found[key]:.2f} % {name}"
-    return f"{accuracy} on {count(found['images'], 'image')}, token similarity {figure(found, 'similarity'):.3f}"
+    similarity, images = f"token similarity {figure(found, 'similarity'):.3f}", f"on {count(found['images'], 'image')}"
+    if new_head:
+        return f"a new head has no accuracy yet; {similarity} {images}"
+    return f"{found[key]:.2f} % {name} {images}, {similarity}"
 
 
 def is_trained(key: str) -> bool:

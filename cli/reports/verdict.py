@@ -36,7 +36,8 @@ def of_run(models: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> l
     return [
         *sentences,
         *_several(len(methods)),
-        "All this is of one seed: training again with another would give other figures, which --seeds 3 measures.",
+        "All this is from one seed. Training again with another seed would give other figures; --seeds 3 measures by "
+        "how much.",
     ]
 
 
@@ -97,8 +98,8 @@ def _accuracy(method: str, row: Mapping[str, Any], control: Mapping[str, Any], c
     if (differing if key == "top1" else abs(difference) > EXACT) == 0:
         told = f"{method} and the control are equal at {row[key]:.2f} % {name}, on {images} with one seed"
     return (
-        f"{_word(low, high).capitalize()}: {told}. So many images can show a difference of "
-        f"{(high - low) / 2:.2f} points or more."
+        f"{_word(low, high).capitalize()}: {told}. With this many images, only a difference of "
+        f"{(high - low) / 2:.2f} points or more would show."
     )
 
 
@@ -160,7 +161,8 @@ def _seeds_accuracy(method: str, by_metric: Mapping[str, Mapping[str, Any]], see
     return (
         f"{word}: {method} against the control: {top1['mean']:+.2f} points of {name}, 95 % interval {top1['low']:+.2f} "
         f"to {top1['high']:+.2f}, mean of {where}; better in {sum(value > EXACT for value in top1['values'])} of them. "
-        f"Seeds that scatter as much can show a difference of {(top1['high'] - top1['low']) / 2:.2f} points or more."
+        f"With seeds that scatter like these, only a difference of {(top1['high'] - top1['low']) / 2:.2f} points or "
+        "more would show."
     )
 
 

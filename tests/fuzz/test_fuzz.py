@@ -25,7 +25,7 @@ import timm
 import torch
 import typer
 import yaml
-from fuzz import mutations, pickles
+from fuzz import memory, mutations, pickles
 from integration import small_run
 from PIL import Image
 from safetensors.torch import save_file
@@ -33,6 +33,7 @@ from timm_neutreno_cli import config as settings
 from timm_neutreno_cli.commands.options import takes_config
 from timm_neutreno_cli.config import Config
 from timm_neutreno_cli.engine import checkpoint, hub, load_errors, resume, state
+from timm_neutreno_cli.engine.segmenter import open_segmenter
 from timm_neutreno_cli.errors import CheckpointError, CliError
 from timm_neutreno_cli.reports import run_report
 from timm_neutreno_cli.reports.results import Evaluations, RunResult
@@ -59,12 +60,12 @@ def fuzz(request, tmp_path, capsys) -> Callable[..., None]:
             while time.monotonic() < end or number < 5:
                 signal.alarm(LONGEST)
                 try:
-                    with warnings.catch_warnings():
+                    with warnings.catch_warnings(), memory.at_most():
                         warnings.simplefilter("ignore")
                         target(Random(f"{name} {number}"))
                 except allowed as error:
                     refused += 1
-                    if not str(error).strip() or TOKEN in str(error):
+                    if not str(error).strip() or any(said in str(error) for said in (TOKEN, *memory.OUT_OF_MEMORY)):
                         pytest.fail(f"{name} {number}: {type(error).__name__} says {str(error)!r}")
                 except BaseException as error:
                     raise AssertionError(f"{name} {number}: {type(error).__name__}: {str(error)[:300]}") from error
@@ -152,6 +153,19 @@ def test_config_json(fuzz, tmp_path):
         checkpoint.build(checkpoint.resolve_checkpoint(f"local-dir:{folder}"))
 
     fuzz("config.json", target)
+
+
+def test_config_json_of_a_segmenter(fuzz, tmp_path):
+    torch.manual_seed(0)
+    model = timm_neutreno.Segmenter(ARCH, 3, encoder_args=small_run.SHAPE, class_names=["a", "b", "c"])
+    timm_neutreno.patch(model, learnable_fidelity="head").save_pretrained(tmp_path / "model")
+    whole = json.loads((tmp_path / "model" / "config.json").read_text())
+
+    def target(draw: Random) -> None:
+        (tmp_path / "model" / "config.json").write_bytes(mutations.damaged_text(draw, whole))
+        open_segmenter(str(tmp_path / "model"))
+
+    fuzz("config.json of a Segmenter", target)
 
 
 def test_hostile_pickles(tmp_path):

@@ -113,7 +113,7 @@ def test_options_of_speed_go_together_and_change_nothing(small, plain_loss, tmp_
     assert log(tmp_path / "run")[-1]["train_loss"] == pytest.approx(plain_loss, rel=close)
     assert ("neutreno, adapted, EMA" in out) == (row[3] == 1)
     model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
-    assert model.blocks[1].attn.fidelity == 0.6
+    assert model.blocks[1].attn.fidelity == 0.2
 
 
 @pytest.mark.parametrize("options", [["--channels-last"], ["--no-tf32"], ["--workers", 2]])

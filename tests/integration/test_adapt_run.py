@@ -101,7 +101,7 @@ def test_a_file_of_timms_own_adapts_and_loads_in_a_new_process(adapt, tmp_path):
     subprocess.run([*command, run, tmp_path / "pixels.pt", tmp_path / "logits.pt"], check=True, timeout=120)
 
     state = torch.load(run / "arms" / "neutreno" / "last.pth.tar")["state_dict"]
-    trained = timm_neutreno.patch(timm.create_model(ARCH, num_classes=2, **SHAPE), fidelity=0.6).eval()
+    trained = timm_neutreno.patch(timm.create_model(ARCH, num_classes=2, **SHAPE), fidelity=0.2).eval()
     trained.load_state_dict(state)
     with torch.no_grad():
         torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), trained(pixels), rtol=0, atol=0)
@@ -158,9 +158,9 @@ def test_fidelity_rises_step_by_step_from_the_checkpoints_own_function(adapt, mo
     monkeypatch.setattr(trainer, "set_strengths", lambda model, **given: (values.append(given), real(model, **given)))
     _, run, _ = adapt("--no-control", "--epochs", 2, "--fidelity-warmup", 1)
     steps = 24 // 4
-    assert [given["fidelity"] for given in values[:steps]] == pytest.approx([0.6 * i / steps for i in range(steps)])
-    assert values[-1]["fidelity"] == pytest.approx(0.6)
-    assert json.loads((run / "config.json").read_text())["model_args"]["fidelity"] == pytest.approx(0.6)
+    assert [given["fidelity"] for given in values[:steps]] == pytest.approx([0.2 * i / steps for i in range(steps)])
+    assert values[-1]["fidelity"] == pytest.approx(0.2)
+    assert json.loads((run / "config.json").read_text())["model_args"]["fidelity"] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("per", ["layer", "head"])
@@ -169,7 +169,7 @@ def test_learnable_fidelity_is_learned_saved_and_loaded(adapt, per):
     model = timm.create_model(f"local-dir:{run}", pretrained=True)
     learned = [value for key, value in model.state_dict().items() if key.endswith("fidelity")]
     assert [value.numel() for value in learned] == [{"layer": 1, "head": 2}[per]] * 2
-    assert all((value != 0.6).all() for value in learned)
+    assert all((value != 0.2).all() for value in learned)
 
 
 def test_learnable_control_stays_plain_softmax(adapt):

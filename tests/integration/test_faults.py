@@ -118,7 +118,7 @@ def test_learned_strengths_come_back_as_they_were_learned(small, tmp_path):
     small_run.finish(start(small, "--output", run, "--lr", 1e-2, *options))
     shutil.copytree(run, tmp_path / "whole")
     learned = torch.load(run / NEUTRENO / "last.pth.tar")["state_dict"]["blocks.1.attn.fidelity"]
-    assert (learned - 0.6).abs().max() > 1e-3
+    assert (learned - 0.2).abs().max() > 1e-3
     for arm in (run / "arms").iterdir():  # as if it had been killed in its last step
         (arm / "previous.pth.tar").rename(arm / "last.pth.tar")
         (arm / "model.safetensors").unlink()
@@ -271,9 +271,9 @@ def test_changed_settings_and_data_are_refused_or_allowed(small, finished, tmp_p
     shutil.copytree(finished, run)
     _, err = resume("--resume", run, "--epochs", 3, "--fidelity", 0.5, code=2)
     assert "--epochs 2 in the run, 3 now" in err
-    assert "--fidelity 0.6 in the run, 0.5 now" in err
+    assert "--fidelity 0.2 in the run, 0.5 now" in err
     resume(
-        "--resume", run, "--epochs", 2, "--fidelity", 0.6, "--workers", 1, "--dry-run"
+        "--resume", run, "--epochs", 2, "--fidelity", 0.2, "--workers", 1, "--dry-run"
     )  # the same again is no change
 
     args = yaml.safe_load((run / "args.yaml").read_text())

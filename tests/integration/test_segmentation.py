@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hub_double import WRITE, Hub
 from huggingface_hub import ModelCard
 from integration import small_run
@@ -19,6 +20,7 @@ from integration.test_faults import assert_same_run
 from PIL import Image
 from timm_neutreno_cli.main import adapt_main
 from timm_neutreno_cli.main import main as neutreno_main
+from torchmetrics.classification import MulticlassJaccardIndex
 
 from timm_neutreno import Segmenter, strengths
 
@@ -135,10 +137,23 @@ def test_two_processes_are_one(small, tmp_path):
     one, two = (path / "arms" / "neutreno" for path in (tmp_path / "alone", tmp_path / "two"))
     losses = [[json.loads(line)["train_loss"] for line in (path / "metrics.jsonl").open()] for path in (one, two)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert document["models"]["neutreno"]["miou"] == pytest.approx(of_torchmetrics(small[0], two), rel=1e-5)
     weights, others = (torch.load(path / "last.pth.tar")["state_dict"] for path in (one, two))
     for name, value in weights.items():
         if "qkv.bias" not in name:  # a key bias has no gradient but rounding, which Adam magnifies
             torch.testing.assert_close(value, others[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def of_torchmetrics(data: Path, folder: Path) -> float:
+    """mIoU in per cent of a saved Segmenter on the val images, by PIL, torchvision and torchmetrics alone."""
+    model, metric = Segmenter.from_pretrained(folder), MulticlassJaccardIndex(3, ignore_index=255)
+    for path in sorted((data / "images" / "val").iterdir()):
+        mask = torch.from_numpy(np.array(Image.open(data / "annotations" / "val" / path.name))).long()
+        pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+        x = torchvision.transforms.v2.functional.resize(pixels, [16], antialias=True).float() / 255
+        x = (x - torch.tensor(model.mean)[:, None, None]) / torch.tensor(model.std)[:, None, None]
+        metric.update(model.segment(x[None], size=tuple(mask.shape)), mask[None])
+    return 100 * metric.compute().item()
 
 
 def test_dry_run_writes_nothing(small, called, tmp_path):

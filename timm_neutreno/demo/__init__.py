@@ -18,11 +18,11 @@ def demo_data_directory() -> Path:
 
 
 def demo_segmentation_directory() -> Path:
-    """The digits on canvases, as images/ and annotations/ with train/ and val/, written to the cache on first use.
+    """Lines of digits with masks, as images/ and annotations/ with train/ and val/, written to the cache on first use.
 
     Raises:
         ModuleNotFoundError: If scikit-learn is missing; the message says how to get it.
     """
-    from .canvases import write_canvases
+    from .lines import write_lines
 
-    return write_canvases()
+    return write_lines()

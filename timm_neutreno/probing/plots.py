@@ -144,5 +144,5 @@ def plot_pca(photos: Sequence, columns: Mapping[str, Any], path: str | Path) -> 
             axis.imshow(np.asarray(pictures[row]), extent=(0, width, height, 0), interpolation="nearest")
             axis.set_axis_off()
             if row == 0:
-                axis.set_title(textwrap.fill(title, 19), fontsize="small", verticalalignment="bottom")
+                axis.set_title(textwrap.fill(title, 15), fontsize="large", verticalalignment="bottom")
     save_figure(figure, path)

@@ -22,7 +22,9 @@ from ..hub.save import patch_arguments
 from ..hub.segmentation_card import segmenter as segmenter_card
 from ..names import METHOD_ARGUMENTS, PREFIX, base_name
 from ..neutreno_vit import ALIASES
+from ..sizes import check_size, shapes_in
 from ..surgery import is_patched, patch
+from . import checks
 from .decoder import MaskTransformer
 from .inference import Size, predict
 
@@ -62,6 +64,7 @@ class Segmenter(
 
     Raises:
         ValueError: If the encoder gives no map of features, or a number or name of a part is wrong.
+        TypeError: If the encoder is neither a model nor a name.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class Segmenter(
         methods: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         super().__init__()
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes!r}: a Segmenter tells one class or more apart.")
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"{len(class_names)} class_names for num_classes {num_classes}: give one for each.")
         self.encoder = without_head(create(encoder, pretrained, encoder_args or {}))
@@ -96,9 +101,10 @@ class Segmenter(
         )
         data = resolve_model_data_config(self.encoder)
         size = tuple(get_model_input_config(self.encoder)["input_size"][1:])
-        self.window: Size = tuple(window or size)
-        self.stride: Size = tuple(stride or self.window)  # type: ignore[assignment]
-        self.mean, self.std = tuple(mean or data["mean"]), tuple(std or data["std"])
+        self.window: Size = checks.sides("window", window or size)
+        self.stride: Size = checks.sides("stride", stride or self.window)
+        self.mean = checks.channels("mean", mean or data["mean"])
+        self.std = checks.channels("std", std or data["std"], above=0)
         if isinstance(cfg := getattr(self.encoder, "pretrained_cfg", None), dict):  # for who uses the encoder alone
             self.encoder.pretrained_cfg = self.encoder.default_cfg = {**cfg, "mean": self.mean, "std": self.std}
         self.class_names = None if class_names is None else [str(name) for name in class_names]
@@ -205,7 +211,11 @@ class Segmenter(
         cache_dir: str | Path | None = None, force_download: bool = False, local_files_only: bool = False,
         token: str | bool | None = None, **arguments: Any,
     ) -> Segmenter:  # fmt: skip
-        """The model in eval mode; called by `from_pretrained`, which reads config.json."""
+        """The model in eval mode; called by `from_pretrained`, which reads config.json.
+
+        Raises:
+            SizeError: If config.json describes a far larger model than the weights are of.
+        """
         path = Path(model_id) / WEIGHTS
         if not Path(model_id).is_dir():
             downloaded = hf_hub_download(
@@ -213,6 +223,7 @@ class Segmenter(
                 local_files_only=local_files_only, token=token,
             )  # fmt: skip
             path = Path(downloaded)
+        check_size(lambda: cls(**arguments), arguments, shapes_in(path), str(path))
         model = cls(**arguments)
         model.load_state_dict(load_file(path, device=str(map_location)), strict=strict)
         return model.eval()
@@ -246,6 +257,8 @@ def create(encoder: str | nn.Module, pretrained: bool, arguments: Mapping[str, A
     """The encoder as timm makes it, for images of any size where its class can."""
     if isinstance(encoder, nn.Module):
         return encoder
+    if not isinstance(encoder, str):
+        raise TypeError(f"the encoder is a {type(encoder).__name__}: give a model of timm, or its name.")
     encoder = ALIASES.get(encoder, encoder)
     sized = {"dynamic_img_size": True} if takes_any_size(encoder, arguments) else {}
     return timm.create_model(encoder, pretrained=pretrained, num_classes=0, **{**sized, **arguments})

@@ -108,7 +108,7 @@ def test_push_dry_run_prints_the_card_and_asks_nobody(made, neutreno, monkeypatc
     printed = neutreno("push", made / "runs" / "one", "me/small", "--dry-run")
     assert "# small" in printed.out or "me/small" in printed.out
     assert "library_name: timm" in printed.out
-    assert [line.split()[3] for line in printed.err.splitlines()] == [
+    assert [line.split()[6] for line in printed.err.splitlines()] == [
         "model.safetensors,",
         "config.json,",
         "similarity.png,",
@@ -129,7 +129,8 @@ def test_compare_pairs_the_arms_of_a_run(made, neutreno):
     (pair,) = found["differences"].values()
     assert pair["difference"] == pytest.approx(recorded["neutreno"]["top1"] - recorded["control"]["top1"])
     assert pair["won"] - pair["lost"] == round(pair["difference"] * 14 / 100)
-    assert f"{pair['won']} images won, {pair['lost']} lost" in neutreno("compare", *names).out
+    won = f"{pair['won']} image{'' if pair['won'] == 1 else 's'}"
+    assert f"{run} alone recognises {won}, {run}/arms/control alone {pair['lost']}." in neutreno("compare", *names).out
 
 
 def test_compare_refuses_other_images_and_one_run(made, neutreno, tmp_path):

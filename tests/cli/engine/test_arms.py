@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,33 @@ def arms(source: Source = PLAIN, **given) -> list[Arm]:
 def test_neutreno_and_a_control_without_a_method():
     control, neutreno = arms()
     assert (control.name, control.method, control.options) == ("control", None, {})
-    assert (neutreno.method, neutreno.options) == ("neutreno", {"fidelity": 0.6, "learnable_fidelity": None})
+    assert (neutreno.method, neutreno.options) == ("neutreno", {"fidelity": 0.2, "learnable_fidelity": None})
     assert [arm.directory for arm in (control, neutreno)] == [HERE / "arms" / "control", HERE / "arms" / "neutreno"]
     assert [arm.name for arm in arms(control=False)] == ["neutreno"]
+
+
+@pytest.mark.parametrize(
+    ("given", "fidelity"),
+    [
+        ({}, 0.2),
+        ({"recipe": "finetune"}, 0.2),
+        ({"recipe": "deit"}, 0.6),  # the paper's own
+        ({"recipe": "digits"}, 0.6),
+        ({"task": "segmentation"}, 0.6),
+        ({"fidelity": 0.5}, 0.5),
+        ({"set": {"fidelity": 0.5}}, 0.5),
+        ({"learnable_fidelity": "layer"}, 0.2),
+        ({"method": ["neutreno+featscale"]}, 0.2),
+    ],
+)
+def test_the_recipe_says_the_fidelity_if_nothing_else_does(given, fidelity):
+    assert arms(**given)[1].options["fidelity"] == fidelity
+
+
+def test_the_checkpoint_s_own_method_goes_before_the_recipe_s():
+    assert arms(LEARNED)[1].options == LEARNED.options
+    plain = replace(LEARNED, options={})
+    assert arms(plain)[1].options["fidelity"] == 0.6, "as `neutreno_...` of timm has it"
 
 
 def test_options_go_to_the_methods_that_have_them():

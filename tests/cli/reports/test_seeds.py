@@ -122,20 +122,20 @@ def test_arms_exchanged_turn_the_interval_round(pairs):
             [81.0, 81.1, 81.2],
             "Better: neutreno against the control: +1.10 points of top-1, 95 % interval +0.85 to +1.35, mean of 3 "
             "seeds "
-            "on 100 images; better in 3 of them. Seeds that scatter as much can show a difference of 0.25 points or "
-            "more.",
+            "on 100 images; better in 3 of them. With seeds that scatter like these, only a difference of 0.25 "
+            "points or more would show.",
         ),
         (
             [79.0, 85.0, 80.5],
             "No difference shown: neutreno against the control: +1.50 points of top-1, 95 % interval -6.26 to +9.26, "
-            "mean of 3 seeds on 100 images; better in 2 of them. Seeds that scatter as much can show a difference of "
-            "7.76 points or more.",
+            "mean of 3 seeds on 100 images; better in 2 of them. With seeds that scatter like these, only a "
+            "difference of 7.76 points or more would show.",
         ),
         (
             [79.0, 79.1, 79.2],
             "Worse: neutreno against the control: -0.90 points of top-1, 95 % interval -1.15 to -0.65, mean of 3 seeds "
-            "on 100 images; better in 0 of them. Seeds that scatter as much can show a difference of 0.25 points or "
-            "more.",
+            "on 100 images; better in 0 of them. With seeds that scatter like these, only a difference of 0.25 "
+            "points or more would show.",
         ),
         (
             [80.0, 80.0, 80.0],

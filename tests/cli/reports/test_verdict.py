@@ -52,22 +52,23 @@ def sentence(adapted: float, control: float | None, similarity: float = 0.3) -> 
 def test_a_clear_win():
     assert sentence(90.0, 80.0) == (
         "Better: neutreno has 90.00 % top-1, the control 80.00 %: +10.00 points (40 images), 95 % interval +5.03 to "
-        "+14.97, on 400 images with one seed. So many images can show a difference of 4.97 points or more."
+        "+14.97, on 400 images with one seed. With this many images, only a "
+        "difference of 4.97 points or more would show."
     )
 
 
 def test_a_clear_loss():
     assert sentence(70.0, 80.0) == (
         "Worse: neutreno has 70.00 % top-1, the control 80.00 %: -10.00 points (40 images), 95 % interval -16.01 to "
-        "-3.99, on 400 images with one seed. So many images can show a difference of 6.01 points or more."
+        "-3.99, on 400 images with one seed. With this many images, only a "
+        "difference of 6.01 points or more would show."
     )
 
 
 def test_a_tie():
     assert sentence(80.0, 80.0) == (
-        "No difference shown: neutreno and the control are equal at 80.00 % top-1, on 400 images with one seed. So "
-        "many "
-        "images can show a difference of 5.56 points or more."
+        "No difference shown: neutreno and the control are equal at 80.00 % top-1, on 400 images with one seed. "
+        "With this many images, only a difference of 5.56 points or more would show."
     )
     assert "difference of 0.69 points or more" in sentence(100.0, 100.0)  # not of 0: there are 400 images only
 
@@ -94,7 +95,7 @@ def test_without_a_control_nothing_is_claimed():
 
 def test_one_seed_says_so():
     for text in texts(90.0, 80.0).values():
-        assert "All this is of one seed: training again with another would give other figures, which --seeds 3" in text
+        assert "All this is from one seed. Training again with another seed would give other figures; --seeds 3" in text
 
 
 def test_the_interval_is_the_textbook_s():
