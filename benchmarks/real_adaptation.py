@@ -91,8 +91,8 @@ def anchor(options: argparse.Namespace) -> None:
         "rows": rows,
         "differences": [[a, b, *difference(right[a], right[b])] for a, b in PAIRS],
     }  # fmt: skip
-    (options.output / "real_weights_anchor.json").write_text(json.dumps(document, indent=1) + "\n")
-    (options.output / "real_weights_anchor.md").write_text(markdown(document))
+    (options.output / "real_adaptation_anchor.json").write_text(json.dumps(document, indent=1) + "\n")
+    (options.output / "real_adaptation_anchor.md").write_text(markdown(document))
 
 
 def run(options: argparse.Namespace, part: Path, folder: Path, given: dict[str, str]) -> tuple[dict[str, Any], str]:
