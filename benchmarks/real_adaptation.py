@@ -65,7 +65,8 @@ def adapt(options: argparse.Namespace) -> None:
 
 def anchor(options: argparse.Namespace) -> None:
     """Control and NeuTRENO without and with a Gram anchor; it goes on where it was interrupted."""
-    part = chosen(options, FEWER, FEWER_VAL)
+    train, val = options.limit or FEWER, options.limit or FEWER_VAL
+    part = chosen(options, train, val)
     given = {**RECIPE, "--epochs": str(PASSES)}
     anchored = {"--anchor": "gram", "--anchor-weight": f"{WEIGHT:g}"}
     folders = {"": options.output / "free", ", anchored": options.output / "anchored"}
@@ -85,7 +86,7 @@ def anchor(options: argparse.Namespace) -> None:
             }
     document = {
         "what": "CIFAR-10 at 98 pixels: control and NeuTRENO, fine-tuned without and with --anchor gram",
-        **about(options, seed=0), "train": FEWER, "val": FEWER_VAL, "epochs": PASSES, "anchor_weight": WEIGHT,
+        **about(options, seed=0), "train": train, "val": val, "epochs": PASSES, "anchor_weight": WEIGHT,
         "adapt_commands": [shown for _, shown in runs.values()],
         "seconds": [results["seconds"] for results, _ in runs.values()],
         "rows": rows,

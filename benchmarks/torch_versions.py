@@ -3,8 +3,8 @@
     python benchmarks/torch_versions.py record FILE.pt        # once in an environment of each
     python benchmarks/torch_versions.py compare OLD.pt NEW.pt
 
-Records random numbers of a seed, and a few steps of AdamW on fixed batches without augmentation, plain and with NeuTRENO,
-without and with stochastic depth: losses, every module's output in the first forward pass, and the first gradients.
+Records random numbers of a seed, and a few steps of AdamW on fixed batches without augmentation, plain and with
+NeuTRENO, without and with stochastic depth: losses, every module's output in the first forward pass, first gradients.
 """
 
 from __future__ import annotations
