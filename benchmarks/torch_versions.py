@@ -67,11 +67,11 @@ def listen(model: torch.nn.Module) -> dict[str, Tensor]:
     """What will hold every module's output in the first forward pass."""
     outputs: dict[str, Tensor] = {}
 
-    def hook(name: str) -> Any:
-        return lambda module, args, output: outputs.setdefault(name, output.detach().clone())
+    def keep(name: str, output: Tensor) -> None:
+        outputs.setdefault(name, output.detach().clone())
 
     for name, module in model.named_modules():
-        module.register_forward_hook(hook(name))
+        module.register_forward_hook(lambda module, args, output, name=name: keep(name, output))
     return outputs
 
 
