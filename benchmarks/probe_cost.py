@@ -121,10 +121,18 @@ def main() -> None:
 
 def markdown(document: dict[str, Any]) -> str:
     """The table, and what it needs beside it."""
-    load = f", load of the machine in the last quarter of an hour {document['load']}" if "load" in document else ""
+    versions = ", ".join(f"{name} {document['versions'][name]}" for name in ("torch", "timm"))
+    about = [
+        document["model"],
+        "random weights",
+        document["hardware"],
+        "one thread",
+        versions,
+        f"seed {document['seed']}",
+    ]
+    about += [f"load of the machine {document['load']}"] if "load" in document else []
     lines = [
-        f"{document['model']}, random weights, {document['hardware']}, one thread, torch {document['versions']['torch']}, "
-        f"timm {document['versions']['timm']}, seed {document['seed']}, {document['date']}{load}: `{document['command']}`",
+        f"{', '.join(about)}, {document['date']}: `{document['command']}`",
         "",
         "| probe | photos | CPU time, as a multiple of the bare forward passes: median (rounds) | peak memory, MiB |",
         "|---|---|---|---|",
