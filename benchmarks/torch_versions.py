@@ -32,7 +32,7 @@ DRAWS = {
 
 
 def record(path: str) -> None:
-    found: dict[str, Any] = {"torch": torch.__version__, "draws": {}, "runs": {}}
+    found: dict[str, Any] = {"torch": str(torch.__version__), "draws": {}, "runs": {}}
     for name, draw in DRAWS.items():
         torch.manual_seed(0)
         found["draws"][name] = draw(1000)
