@@ -292,20 +292,42 @@ def is_neutreno(name: str, row: dict[str, Any]) -> bool:
     return name == PAPER or (name not in METHODS and name != CONTROL)
 
 
+def sorted_out(document: dict[str, Any]) -> dict[str, list[str]]:
+    """The methods by what their difference to the control on test shows."""
+    words: dict[str, list[str]] = {"better": [], "no difference shown": [], "worse": []}
+    for name in METHODS:
+        if name in document["variants"]:
+            words[outcome(document["variants"][name]["differences"]["test"]["top1"])].append(name)
+    return words
+
+
+def readme(document: dict[str, Any]) -> str:
+    """In short."""
+    words, rows, best = sorted_out(document), document["variants"], chosen(document)
+    methods, ways = sum(map(len, words.values())), document["ways_seeds"]
+    lost = -fmean(rows[PAPER]["differences"]["test"]["top1"]["values"])
+    return (
+        f"And on photos: of {methods} methods, each fine-tuned on CIFAR-10 at one budget ({document['seeds']} seeds, "
+        f"{document['test']:,} test images), {len(words['better']) or 'none'} came out better than the control by more "
+        f"than chance, and {len(words['worse']) or 'none'} worse ({', '.join(words['worse'])}). NeuTRENO at the "
+        f"paper's 0.6 lost {lost:.1f} points of top-1; the way that val chose ({best}) differs from the control by "
+        f"{shown(versus(rows, best, CONTROL, ways), 2)}. The whole table: [docs/evidence.md](docs/evidence.md)."
+    )
+
+
 def told(document: dict[str, Any]) -> list[str]:
     """What the figures show, and what they cannot."""
     rows = document["variants"]
-    words: dict[str, list[str]] = {"better": [], "no difference shown": [], "worse": []}
-    methods = [name for name in METHODS if name in rows]
-    for name in methods:
-        found = rows[name]["differences"]["test"]["top1"]
-        words[outcome(found)].append(f"{name} {shown(found, 2)}")
+    words = {
+        word: [f"{name} {shown(rows[name]['differences']['test']['top1'], 2)}" for name in names]
+        for word, names in sorted_out(document).items()
+    }
     seeds, ways = document["seeds"], document["ways_seeds"]
     best = chosen(document)
     val = f"{fmean(rows[best]['val']['top1'][:ways]):.2f}"
     lines = [
         f"Against the control, in top-1 on {document['test']:,} test images, mean of {seeds} seeds, with intervals "
-        f"that hold for all {len(methods)} methods together: "
+        f"that hold for all {sum(map(len, words.values()))} methods together: "
         + "; ".join(f"{word}: {', '.join(found) or 'none'}" for word, found in words.items())
         + ".",
         f"Among NeuTRENO's ways val takes {best} ({val} top-1 there, {ways} seeds): on test it differs from the "
