@@ -84,7 +84,9 @@ def rows(subjects: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         values = [claim.quantity(image) for image in subjects[name]["images"]]
         plain = [claim.quantity(image) for image in subjects[PAIRS.get(name, name)]["images"]]
         each = [a - b for a, b in zip(values, plain, strict=True)] if claim.compares else values
-        found.append(row(claim, name, each, z) | ({"from": fmean(plain), "to": fmean(values)} if claim.compares else {}))
+        found.append(
+            row(claim, name, each, z) | ({"from": fmean(plain), "to": fmean(values)} if claim.compares else {})
+        )
     for name in PAIRS.values():
         claim = Claim("2401.04301, Fig. 5", "spectra", NEGATIVE, lambda _: 0, "share of negative real parts, layers", 1,
                       False, 0.5)  # fmt: skip
