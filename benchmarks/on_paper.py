@@ -36,9 +36,9 @@ class Assumption(NamedTuple):
 PEAK = Assumption({"A100": 312e12, "H100": 989e12}, "FLOP/s, dense bf16, SXM: NVIDIA's data sheets")
 UTILISATION = Assumption(
     (0.05, 0.10, 0.25),
-    "share of the peak that matrix products reach: low, middle, high. DeiT's paper: DeiT-B, 300 epochs, 53 hours on 8 V100 "
-    "is 0.21 of their 125 TFLOP/s; DeiT-S in less than 3 days on 4 is more than 0.08. Smaller models and newer GPUs reach "
-    "less of it, compiled kernels more: the range is a judgement",
+    "share of the peak that matrix products reach: low, middle, high. DeiT's paper: DeiT-B, 300 epochs, 53 hours on 8 "
+    "V100 is 0.21 of their 125 TFLOP/s; DeiT-S in less than 3 days on 4 is more than 0.08. Smaller models and newer "
+    "GPUs reach less of it, compiled kernels more: the range is a judgement",
 )
 TRAINING = Assumption(3, "matrix products of forward and backward over forward; counted 2.9 to 3.0, see the tests")
 OPERATION_SECONDS = Assumption(8e-6, "the host starts one operation in 5 to 10 microseconds in eager PyTorch")
@@ -48,8 +48,8 @@ INSIDE = Assumption(
 )
 BETWEEN = Assumption(
     {"A100": 8 * 25e9, "H100": 8 * 50e9},
-    "bytes/s of a machine to others: 8 adapters of 200 and 400 Gb/s, DGX data sheets. NCCL's rings use all of them, so that "
-    "a machine's sum stands where one link does",
+    "bytes/s of a machine to others: 8 adapters of 200 and 400 Gb/s, DGX data sheets. NCCL's rings use all of them, so "
+    "that a machine's sum stands where one link does",
 )
 SLOW = Assumption(25e9 / 8, "bytes/s of a machine with one 25 Gb/s Ethernet: a cheap cluster")
 LINK_SHARE = Assumption(0.5, "of the links' bytes/s that an all-reduce of small buckets reaches; a guess")
@@ -57,8 +57,9 @@ GRADIENT_BYTES = Assumption(4, "of a parameter in DistributedDataParallel: fp32,
 CORES = Assumption({"A100": 16, "H100": 14}, "per GPU: 2 x 64 and 2 x 56 cores for 8, DGX data sheets")
 DECODED = Assumption(
     {"shrunk": 315, "whole": 160},
-    "photos/s of one core, decoded and augmented as DeiT does. shrunk to 256 pixels: measured on 2026-11-21, docs/cluster.md; "
-    "whole: half, as ImageNet's files have twice the pixels, a guess. Hours are of ImageNet shrunk and ADE20K whole",
+    "photos/s of one core, decoded and augmented as DeiT does. shrunk to 256 pixels: measured on 2026-11-21, see "
+    "docs/cluster.md; whole: half, as ImageNet's files have twice the pixels, a guess. Hours are of ImageNet "
+    "shrunk and ADE20K whole",
 )
 RUN_BYTES = Assumption(40, "of a parameter in the folder of one arm: docs/cluster.md")
 BF16 = Assumption(2, "bytes of a number that is kept for the backward pass under autocast")
@@ -124,7 +125,7 @@ def wikitext() -> Task:
     """A sample is a text of 256 tokens. Adaptive softmax depends on the words: counted by language_model_flops.py."""
     from language_model import arguments, build
 
-    options = arguments("--train - --test - --output - --device cpu --paper".split())
+    options = arguments(["--train", "-", "--test", "-", "--output", "-", "--device", "cpu", "--paper"])
     found = language_model_flops.cost("--paper")
     lm = build("plain", 0, language_model_flops.VOCABULARY["--paper"], options)
     parameters, context = sum(p.numel() for p in lm.parameters()), lm.context
@@ -232,7 +233,7 @@ def loading(task: Task, gpu: str) -> dict[str, Any]:
 
 
 def stops(task: Task, gpu: str) -> list[dict[str, Any]]:
-    """For every limit but computing: the first number of GPUs (1, 2, 4, ...) at which it takes longer than computing."""
+    """For every other limit: the first number of GPUs (1, 2, 4, ...) at which it takes longer than computing."""
     numbers = [2**i for i in range(task.batch.bit_length()) if 2**i <= task.batch]
     found: dict[str, int] = {}
     for slow in (False, True):

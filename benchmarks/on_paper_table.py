@@ -22,8 +22,8 @@ def markdown(document: dict[str, Any]) -> str:
 
 def counted(d: dict[str, Any]) -> list[str]:
     lines = [
-        "| one arm | parameters | forward of a sample, GMACs | NeuTRENO adds | operations of a forward | steps x batch | FLOPs | "
-        "data | read per sample | run folder |",
+        "| one arm | parameters | forward of a sample, GMACs | NeuTRENO adds | operations of a forward | steps x batch "
+        "| FLOPs | data | read per sample | run folder |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for t in d["tasks"]:
@@ -40,8 +40,9 @@ def counted(d: dict[str, Any]) -> list[str]:
 def hours(d: dict[str, Any]) -> list[str]:
     low, middle, high = d["assumptions"]["UTILISATION"]["value"]
     lines = [
-        f"Hours of one arm at {middle:.0%} of the peak (at {low:.0%} to {high:.0%}), and what limits the step there if it is "
-        "not computing. A table with a control and three seeds takes six arms, one with a control and one seed two.",
+        f"Hours of one arm at {middle:.0%} of the peak (at {low:.0%} to {high:.0%}), and what limits the step there if "
+        "it is not computing. A table with a control and three seeds takes six arms, one with a control and one "
+        "seed two.",
         "",
         "| one arm | GPU | 1 GPU | 8 GPUs, one machine | 64 GPUs, eight machines | GPU hours with 1 / 8 / 64 |",
         "|---|---|---|---|---|---|",
@@ -65,9 +66,10 @@ def loader(d: dict[str, Any]) -> list[str]:
     low, middle, high = d["assumptions"]["UTILISATION"]["value"]
     kinds = d["assumptions"]["DECODED"]["value"]
     lines = [
-        f"What one GPU that never waits asks of the loader, at {low:.0%} / {middle:.0%} / {high:.0%} of the peak. One core gives "
-        f"{kinds['shrunk']} photos/s of files shrunk to 256 pixels, {kinds['whole']} of whole ones (of CIFAR-10's files of 32 "
-        f"pixels {d['loader_small_files']:,.0f}: `loader.json`). The language model's text lies in memory, 256 tokens a sample.",
+        f"What one GPU that never waits asks of the loader, at {low:.0%} / {middle:.0%} / {high:.0%} of the peak. One "
+        f"core gives {kinds['shrunk']} photos/s of files shrunk to 256 pixels, {kinds['whole']} of whole ones (of "
+        f"CIFAR-10's files of 32 pixels {d['loader_small_files']:,.0f}: `loader.json`). The language model's text lies "
+        "in memory, 256 tokens a sample.",
         "",
         "| | GPU | photos/s | cores, shrunk files | cores, whole files | cores there are | MB/s of whole files |",
         "|---|---|---|---|---|---|---|",
@@ -81,8 +83,9 @@ def loader(d: dict[str, Any]) -> list[str]:
             seen.add((name, gpu))
             need = on["loading"]
             cells = [
-                name, gpu, each(need["samples_per_second"]), each(need["cores"]["shrunk"]), each(need["cores"]["whole"]),
-                str(need["has_cores"]), each([v / 1e6 for v in need["bytes_per_second"]]),
+                name, gpu, each(need["samples_per_second"]), each(need["cores"]["shrunk"]),
+                each(need["cores"]["whole"]), str(need["has_cores"]),
+                each([v / 1e6 for v in need["bytes_per_second"]]),
             ]  # fmt: skip
             lines.append(row(cells))
     return [*lines, ""]
@@ -90,12 +93,13 @@ def loader(d: dict[str, Any]) -> list[str]:
 
 def scaling(d: dict[str, Any]) -> list[str]:
     lines = [
-        "Where scaling stops: the number of GPUs (1, 2, 4, ...) from which something takes longer than computing, the batch of "
-        "the recipe kept; `-`: never. Gradients are added up while the backward pass runs, so they cost nothing before that. "
-        "The batch in memory is what autograd keeps, in bf16; where one GPU cannot hold it, accumulate gradients.",
+        "Where scaling stops: the number of GPUs (1, 2, 4, ...) from which something takes longer than computing, the "
+        "recipe's batch kept; `-`: never. Gradients are added up while the backward pass runs, so they cost nothing "
+        "before that. The batch in memory is what autograd keeps, in bf16; where one GPU cannot hold it, "
+        "accumulate gradients.",
         "",
-        "| | GPU | loading | starting kernels | adding up gradients | the same, slow network | batch per GPU at 1 / 8 / 64 | "
-        "GB kept for it | gradients / computing at 8 / 64 | slow network, 64 |",
+        "| | GPU | loading | starting kernels | adding up gradients | the same, slow network | batch per GPU at 1 / 8 "
+        "/ 64 | GB kept for it | gradients / computing at 8 / 64 | slow network, 64 |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     names = ("loading", "starting kernels", "adding up gradients", "adding up gradients, slow network")

