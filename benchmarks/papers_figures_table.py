@@ -142,10 +142,10 @@ def markdown(document: dict[str, Any]) -> str:
         *(f"| {' | '.join(row)} |" for row in without_numbers(d)),
         "",
         "*Values*: first and last layer, or without and with NeuTRENO; of J and HFC / LFC log10. The commands: "
-        f"`neutreno analyze RUN RUN/arms/control --data CIFAR10/val --images {d['images']} --metrics NAME --output DIR` "
-        "with NAME from the table gives the adapted models' curves, `neutreno analyze FILE --arch vit_small_patch14_dinov2 "
-        "--data PHOTOS ...` those of the weights as they are (at their own 518 pixels). NeuTRENO put in without training, "
-        "and the paired intervals, only this benchmark gives.",
+        f"`neutreno analyze RUN RUN/arms/control --data CIFAR10/val --images {d['images']} --metrics NAME --output "
+        "DIR` with NAME from the table gives the adapted models' curves, and `neutreno analyze FILE --arch "
+        "vit_small_patch14_dinov2 --data PHOTOS ...` those of the weights as they are (at their own 518 pixels). "
+        "NeuTRENO put in without training, and the paired intervals, only this benchmark gives.",
         "",
         *caveats(d),
         "",
