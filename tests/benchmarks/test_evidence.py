@@ -20,7 +20,7 @@ def evidence():
 
 def test_every_passage_is_what_its_json_says(evidence):
     pages = evidence.pages()
-    assert sum(len(evidence.PASSAGE.findall(page.read_text())) for page in pages) >= 1
+    assert sum(len(evidence.PASSAGE.findall(page.read_text())) for page in pages) >= 8
     assert [page.name for page in pages if evidence.made(page) != page.read_text()] == []
 
 
@@ -36,4 +36,4 @@ def test_a_changed_figure_is_seen(evidence, tmp_path):
 def test_every_figure_of_benchmarks_is_shown_somewhere(evidence):
     text = "".join(page.read_text() for page in evidence.pages())
     for path in sorted((ROOT / "benchmarks").glob("*.json")):
-        assert f"benchmarks/{path.name}" in text or f"benchmarks/{path.stem}.md" in text, path.name
+        assert path.name in text, path.name

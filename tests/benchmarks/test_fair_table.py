@@ -67,7 +67,7 @@ def constructed(fair_table, gains):
     return {
         "variants": fair_table.summary(rows, 2), "seeds": 5, "ways_seeds": 3, "test": 1000, "train": 100,
         "parameters": 1,
-        "pretraining": {"top1": 50.0}, "pretrain_epochs": 1, "epochs": 1,
+        "pretraining": {"top1": 50.0}, "pretrain_epochs": 1, "epochs": 1, "lr": 1e-4, "rates": {"0.0001": {}},
     }  # fmt: skip
 
 
