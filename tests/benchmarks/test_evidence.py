@@ -1,7 +1,6 @@
 """README and docs show what the JSON files of benchmarks/ hold."""
 
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def evidence():
-    sys.path.insert(0, str(ROOT / "benchmarks"))  # as `python benchmarks/evidence.py` has it
-    try:
-        yield importlib.import_module("evidence")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    return importlib.import_module("evidence")
 
 
 def test_every_passage_is_what_its_json_says(evidence):
