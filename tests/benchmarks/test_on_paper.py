@@ -17,11 +17,7 @@ N, C, DEPTH, CLASSES = 197, 192, 12, 1000  # of DeiT-tiny
 
 @pytest.fixture(scope="module")
 def on_paper():
-    sys.path.insert(0, str(FOLDER))  # as `python benchmarks/on_paper.py` has it
-    try:
-        return importlib.import_module("on_paper")
-    finally:
-        sys.path.pop(0)
+    return importlib.import_module("on_paper")
 
 
 def task(on_paper, **changed):

@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def table():
-    sys.path.insert(0, str(FOLDER))  # as `python benchmarks/papers_figures.py` has it
-    try:
-        return importlib.import_module("papers_figures_table")
-    finally:
-        sys.path.pop(0)
+    return importlib.import_module("papers_figures_table")
 
 
 def subject(table, start: float, step: float) -> dict:
