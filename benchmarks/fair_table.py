@@ -348,11 +348,12 @@ def told(document: dict[str, Any]) -> list[str]:
         "by itself."
     )
     model, pretraining = document["parameters"], document["pretraining"]
+    edge = ", the lowest that was tried" if document["lr"] == min(map(float, document["rates"])) else ""
     lines.append(
         f"What this cannot tell: the model has {model:,} parameters and {pretraining['top1']:.1f} % top-1 on val after "
         f"{document['pretrain_epochs']} epochs of pretraining on {document['train']:,} images, and the adaptation is "
         f"{document['epochs']} more, which is less than the paper's third. All variants have the learning rate that is "
-        "best for the control, so others may gain from one of their own. The intervals are about the chance of "
+        f"best for the control{edge}, so others may gain from one of their own. The intervals are about the chance of "
         "training; all seeds share the pretrained weights and the test images."
     )
     return lines

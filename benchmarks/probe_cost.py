@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -112,9 +113,36 @@ def main() -> None:
             found[number] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         document[task]["peak_mib"] = found
         print(f"{task}: {document[task]['median_ratio']} times the forward passes, peak MiB by images {found}")
+    document["load"] = round(os.getloadavg()[2], 1)
     if options.output:
         options.output.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document))
+    print(markdown(document))
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The table, and what it needs beside it."""
+    versions = ", ".join(f"{name} {document['versions'][name]}" for name in ("torch", "timm"))
+    about = [
+        document["model"],
+        "random weights",
+        document["hardware"],
+        "one thread",
+        versions,
+        f"seed {document['seed']}",
+    ]
+    about += [f"load of the machine {document['load']}"] if "load" in document else []
+    lines = [
+        f"{', '.join(about)}, {document['date']}: `{document['command']}`",
+        "",
+        "| probe | photos | CPU time, as a multiple of the bare forward passes: median (rounds) | peak memory, MiB |",
+        "|---|---|---|---|",
+    ]
+    for task in CLASSES:
+        found = document[task]
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in found["ratios"])
+        peaks = ", ".join(f"{mib:,} at {int(number):,} photos" for number, mib in found["peak_mib"].items())
+        lines.append(f"| {task} | {found['images']:,} | {found['median_ratio']:.2f} ({ratios}) | {peaks} |")
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

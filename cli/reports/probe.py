@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from timm_neutreno.probing import Folder, ProbeResult, Score, Setting
 
 PROBES = {"linear": "linear probe", "knn": "k-NN"}
+TOPICS = {"linear": "Linear probe", "knn": "k-NN"}
 INTRODUCTION = (
     "The models are frozen: nothing was trained but the probes. A method is put into a model as it is, and its "
     "strength is chosen on val; what is compared on the test images is that choice alone."
@@ -46,7 +47,7 @@ def write_report(
     if pca:
         plots = pca_plots(result, output, models, folder, pca, ignore_label)
         sections.append(Section("Patch tokens as colours", [COLORS], plots))
-    protocol = [(topic.capitalize(), words) for topic, words in result.protocol.items()]
+    protocol = [(TOPICS.get(topic) or topic.capitalize(), words) for topic, words in result.protocol.items()]
     sections.append(Section("How it was done", [], facts=[*protocol, *provenance.facts()]))
     introduction = [INTRODUCTION, f"Models: {names}. Images: {images}."]
     files.write_text(output / "report.html", render("What frozen features are worth", introduction, sections))

@@ -1,7 +1,6 @@
 """README and docs show what the JSON files of benchmarks/ hold."""
 
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def evidence():
-    sys.path.insert(0, str(ROOT / "benchmarks"))  # as `python benchmarks/evidence.py` has it
-    try:
-        yield importlib.import_module("evidence")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    return importlib.import_module("evidence")
 
 
 def test_every_passage_is_what_its_json_says(evidence):
     pages = evidence.pages()
-    assert sum(len(evidence.PASSAGE.findall(page.read_text())) for page in pages) >= 1
+    assert sum(len(evidence.PASSAGE.findall(page.read_text())) for page in pages) >= 8
     assert [page.name for page in pages if evidence.made(page) != page.read_text()] == []
 
 
@@ -36,4 +31,4 @@ def test_a_changed_figure_is_seen(evidence, tmp_path):
 def test_every_figure_of_benchmarks_is_shown_somewhere(evidence):
     text = "".join(page.read_text() for page in evidence.pages())
     for path in sorted((ROOT / "benchmarks").glob("*.json")):
-        assert f"benchmarks/{path.name}" in text or f"benchmarks/{path.stem}.md" in text, path.name
+        assert path.name in text, path.name

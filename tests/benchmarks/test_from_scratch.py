@@ -17,11 +17,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(FOLDER))  # as `python benchmarks/from_scratch.py` has it
-    try:
-        return importlib.import_module("from_scratch")
-    finally:
-        sys.path.pop(0)
+    return importlib.import_module("from_scratch")
 
 
 @pytest.fixture(scope="module")

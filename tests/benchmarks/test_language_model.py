@@ -4,23 +4,17 @@ import argparse
 import importlib
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from timm.layers import set_fused_attn
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 WORDS = "the cat sat on the mat\n\nthe dog sat <unk>\n" * 40
 
 
 @pytest.fixture(scope="module")
 def language_model():
-    sys.path.insert(0, str(FOLDER))  # as `python benchmarks/language_model.py` has it
-    try:
-        return importlib.import_module("language_model")
-    finally:
-        sys.path.pop(0)
+    return importlib.import_module("language_model")
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """benchmarks/language_model_flops.py counts attention; torch's counter takes the CPU's fused kernel for nothing."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +21,7 @@ class Causal(nn.Module):
 
 
 @pytest.mark.parametrize(("backward", "passes"), [(False, 1), (True, 3)])
-def test_attention_is_counted_forward_and_backward(monkeypatch, backward, passes):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+def test_attention_is_counted_forward_and_backward(backward, passes):
     counted = importlib.import_module("language_model_flops").counted
     N, C = 64, 32
     x = torch.randn(1, N + 1, C)  # its first N tokens go in

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def speed():
-    sys.path.insert(0, str(ROOT / "benchmarks"))  # as `python benchmarks/speed.py` has it
-    try:
-        return importlib.import_module("speed")
-    finally:
-        sys.path.pop(0)
+    return importlib.import_module("speed")
 
 
 def test_the_arms_compute_what_their_names_say(speed):
