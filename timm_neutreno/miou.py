@@ -14,19 +14,20 @@ from torch import Tensor
 
 
 def count(predicted: Tensor, mask: Tensor, classes: int, void: int) -> Tensor:
-    """The counts of one image, (3 K,) float64.
+    """The counts of one image, (..., 3 K) float64.
 
     Args:
-        predicted: Class of every pixel, (H, W).
+        predicted: Class of every pixel, (..., H, W); in front: several predictions for the same mask.
         mask: True class of every pixel, or `void`, (H, W).
         classes: K.
         void: What a pixel has that does not count.
     """
-    # void is counted as label 0 and left out: picking the other pixels first takes five times as long
-    label = (mask + 1).where(mask != void, 0).int()
-    pairs = torch.bincount((label * classes + predicted.int()).flatten(), minlength=(classes + 1) * classes)
-    confusion = pairs.view(classes + 1, classes)[1:]
-    return torch.cat([confusion.diagonal(), confusion.sum(0), confusion.sum(1)]).double()
+    # void is counted as label 0 and left out: picking the other pixels first takes ten times as long
+    label = ((mask + 1).where(mask != void, 0) * classes).int().flatten()
+    each = (label + predicted.int().flatten(-2)).view(-1, label.numel())
+    confusion = torch.stack([torch.bincount(pairs, minlength=(classes + 1) * classes) for pairs in each])
+    confusion = confusion.view(*predicted.shape[:-2], classes + 1, classes)[..., 1:, :]
+    return torch.cat([confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-2), confusion.sum(-1)], dim=-1).double()
 
 
 def iou(counts: Tensor) -> Tensor:
