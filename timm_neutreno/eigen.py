@@ -9,6 +9,9 @@ V is W_V (row vectors: the transpose of the value rows of `qkv.weight`), and W_p
 W_V,h W_proj,h of a head has its own part of the eigenvalues and zeros (how the paper splits them over heads we do not
 know). V is orthogonal by default, as in the paper's first version: then H is symmetric.
 
+A LayerScale after the projection stays as it is and is not part of this H, as the paper's models have none: where its
+signs differ, a block with one may do the opposite of what was asked for.
+
 The weights become parametrizations of torch on the same modules, and `fold` makes them plain weights again. Trained
 weights do not survive: their eigenvalues are complex and anywhere, so reparametrize before training. Biases stay.
 """

@@ -114,11 +114,12 @@ def test_killed_and_resumed(small, tmp_path, name):
 def test_learned_strengths_come_back_as_they_were_learned(small, tmp_path):
     """The ramp of the warm-up, which is over, writes into no parameter any more."""
     run = tmp_path / "run"
-    options = ["--learnable-fidelity", "head", "--fidelity-warmup", 1, "--ema-decay", 0.9, "--save-every-steps", 1]
+    options = ["--learnable-fidelity", "head", "--fidelity", 0.6, "--fidelity-warmup", 1, "--ema-decay", 0.9]
+    options += ["--save-every-steps", 1]
     small_run.finish(start(small, "--output", run, "--lr", 1e-2, *options))
     shutil.copytree(run, tmp_path / "whole")
     learned = torch.load(run / NEUTRENO / "last.pth.tar")["state_dict"]["blocks.1.attn.fidelity"]
-    assert (learned - 0.2).abs().max() > 1e-3
+    assert (learned - 0.6).abs().max() > 1e-3
     for arm in (run / "arms").iterdir():  # as if it had been killed in its last step
         (arm / "previous.pth.tar").rename(arm / "last.pth.tar")
         (arm / "model.safetensors").unlink()
