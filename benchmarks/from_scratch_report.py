@@ -99,7 +99,6 @@ def markdown(document: dict[str, Any]) -> str:
 
 def head(document: dict[str, Any]) -> list[str]:
     recipe, seeds = document["recipe"], document["seeds"]
-    versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
     lines = [
         f"{document['what']}. ViTs of width {recipe['width']}, {recipe['heads']} heads, patch {recipe['patch']} "
         f"({(32 // recipe['patch']) ** 2 + 1} tokens), Xavier weights; {recipe['train']:,} images, epochs: "
@@ -109,7 +108,7 @@ def head(document: dict[str, Any]) -> list[str]:
         f"same weights and batches for all variants of a seed. {document['test_images']:,} test images, last step, "
         "nothing chosen.",
         "",
-        f"{document['hardware']}, {versions}, {document['date']}: `{document['command']}`",
+        f"{machine.stated(document)}: `{document['command']}`",
     ]
     if document["size"] == "quick":
         lines += ["", "**A trial of the script: its figures say nothing.**"]

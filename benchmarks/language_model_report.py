@@ -103,7 +103,6 @@ def markdown(document: dict[str, Any]) -> str:
     fidelities = [arm for arm in rows if arm.startswith("NeuTRENO")]
     best = min(fidelities, key=lambda arm: geometric_mean(rows[arm]["val"]), default=None)
     texts = [f"{name} {text['length']:,} ({text['unknown']:.1%} <unk>)" for name, text in document["texts"].items()]
-    versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
     lines = [
         f"Perplexity, {recipe['level']} level, window of {recipe['context']} at stride {recipe['stride']}. "
         f"{', '.join(texts)}; vocabulary {document['vocabulary']:,}. {recipe['depth']} {recipe['norm']}-norm layers, "
@@ -111,7 +110,7 @@ def markdown(document: dict[str, Any]) -> str:
         f"{recipe['steps']:,} steps of {recipe['batch_size']} x {recipe['context']}, Adam {recipe['lr']:g}, dropout "
         f"{recipe['drop_rate']:g}, {document['precision']}, seeds 0 to {seeds - 1}.",
         "",
-        f"{document['hardware']}, {versions}, {document['date']}: `{document['command']}`",
+        f"{machine.stated(document)}: `{document['command']}`",
         "",
         "| | val | test | test - plain, 95 % over text | by seed | block similarity, last layer | attention's |",
         "|---|---|---|---|---|---|---|",

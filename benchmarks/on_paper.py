@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ade20k_cost
 import language_model_flops
 import machine
 import timm
@@ -24,7 +25,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from timm_neutreno import Segmenter, patch
+from timm_neutreno import patch
 from timm_neutreno.cost import FREE, Counted, count
 
 
@@ -64,7 +65,9 @@ DECODED = Assumption(
 RUN_BYTES = Assumption(40, "of a parameter in the folder of one arm: docs/cluster.md")
 BF16 = Assumption(2, "bytes of a number that is kept for the backward pass under autocast")
 IMAGENET = Assumption((1_281_167, 50_000, 147.9e9 + 6.7e9), "train and val images; bytes of ILSVRC2012's two archives")
-ADE20K = Assumption((20_210, 2_000, 0.97e9), "train and val images; bytes of ADEChallengeData2016.zip")
+ADE20K = Assumption(
+    (ade20k_cost.TRAIN, ade20k_cost.VAL, 0.97e9), "train and val images; bytes of ADEChallengeData2016.zip"
+)
 ADE20K_WINDOWS = Assumption(2, "windows of 512 pixels in a val image of 683 x 512")
 WIKITEXT = Assumption(0.54e9, "bytes of WikiText-103's training text")
 SCRATCH_EPOCHS = Assumption(300, "DeiT's and the paper's training from scratch; the adaptation has a third")
@@ -115,7 +118,7 @@ def imagenet() -> list[Task]:
 def ade20k() -> Task:
     (train, val, size), recipe = ADE20K.value, RECIPES["segmentation"]["segmenter"]
     side, batch, epochs = recipe["img_size"], recipe["batch_size"], recipe["epochs"]
-    counted = counts(lambda: Segmenter("deit_tiny", 150, encoder_args={"img_size": side}), side)
+    counted = counts(lambda: ade20k_cost.segmenter(side), side)
     return Task("ADE20K, Segmenter of DeiT-tiny", **counted, batch=batch, steps=train // batch * epochs,
                 evaluated=val * ADE20K_WINDOWS.value * epochs, sample_bytes=size / (train + val), data_bytes=size,
                 photos="whole")  # fmt: skip

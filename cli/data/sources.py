@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def read_image(path: str) -> Image.Image:
         ) from error
 
 
-class Skipping:
+class Skipping(ABC):
     """Images of `reader.samples` of which an unreadable one is an error, or passed over and counted.
 
     Args:
@@ -205,9 +206,9 @@ class Skipping:
                 self._count()
         raise DataError(f"none of the images in {self.reader.root} can be read.")
 
+    @abstractmethod
     def read(self, index: int) -> Any:
         """One item; raises DataError if it cannot be read."""
-        raise NotImplementedError
 
     def _count(self) -> None:
         with self.skipped.get_lock():

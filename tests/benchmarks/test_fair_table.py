@@ -66,7 +66,7 @@ def constructed(fair_table, gains):
 
 def test_what_is_said(fair_table):
     document = constructed(fair_table, {"neutreno": -5.0, "featscale": 5.0, "xsa": 0.0, "neutreno at 0.1": 1.0})
-    first, second, third, _ = fair_table.told(document)
+    first, second, third, _ = fair_table.fair_table_report.told(document)
     assert "better: featscale +5.00 [" in first
     assert "no difference shown: xsa +0.00 [" in first
     assert "worse: neutreno -5.00 [" in first

@@ -44,7 +44,7 @@ def test_a_complete_folder_is_reused(folder):
 
 def test_a_folder_that_is_not_the_digits_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(RuntimeError, match="should hold the 1797 digits and holds 0 images: remove it"):
+    with pytest.raises(RuntimeError, match="should hold 1797 pictures and holds 0: remove it"):
         digits.write_digits(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 

@@ -16,7 +16,7 @@ from timm_neutreno_cli.engine.evaluate_model import evaluate_model
 from timm_neutreno_cli.main import adapt_main, main
 from timm_neutreno_cli.runtime.console import Console
 
-import timm_neutreno  # noqa: F401 - imported to register the neutreno_* names
+from timm_neutreno.hub import save_pretrained
 
 SPEED = {
     "compile": ([], ["--compile"]),
@@ -219,7 +219,6 @@ def test_a_teacher_pulls_the_student(adapt, tmp_path):
 
 
 def test_a_teacher_with_other_classes(adapt, tmp_path):
-    from timm_neutreno.hub import save_pretrained
 
     save_pretrained(timm.create_model("neutreno_deit_tiny", num_classes=5), tmp_path / "teacher")
     line, *_ = adapt("--teacher", f"local-dir:{tmp_path / 'teacher'}", code=4)

@@ -215,8 +215,10 @@ def test_several_seeds_resume_with_their_own_settings(small, tmp_path):
     for seed in (4, 5):
         assert_same_run(tmp_path / "whole" / f"seed-{seed}", tmp_path / "stopped" / f"seed-{seed}")
     before = {path: path.read_bytes() for path in (tmp_path / "stopped").rglob("*") if path.is_file()}
+    written = (tmp_path / "stopped" / "report.html").stat().st_mtime_ns
     out, _ = resume("--resume", tmp_path / "stopped")  # finished: it only says so again
     assert "mean of 2 seeds" in out
+    assert (tmp_path / "stopped" / "report.html").stat().st_mtime_ns == written  # not the same again, a minute later
     assert {path: path.read_bytes() for path in (tmp_path / "stopped").rglob("*") if path.is_file()} == before
 
 

@@ -78,9 +78,10 @@ def test_sharded_and_accumulated_over_two_processes(small, alone, tmp_path):
     assert_equal_up_to_rounding(small, alone, document, tmp_path / "run")
     import timm
 
-    import timm_neutreno  # noqa: F401 - imported to register the neutreno_* names
+    from timm_neutreno import is_patched
 
-    timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)  # one consolidated file
+    model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)  # one consolidated file
+    assert is_patched(model)
 
 
 def test_under_torchrun(small, alone, tmp_path):

@@ -44,14 +44,23 @@ def write_digits(directory: str | os.PathLike[str] | None = None) -> Path:
         RuntimeError: If the folder is there and is not the complete digits.
     """
     directory = Path(directory) if directory is not None else default_directory()
-    if directory.exists():
-        count = len(list(directory.glob("*/*/*.png")))
-        if count != IMAGES:
-            raise RuntimeError(f"{directory} should hold the {IMAGES} digits and holds {count} images: remove it.")
+    if is_complete(directory, IMAGES):
         return directory
     images, labels, in_val = load_split()
     write_whole(directory, lambda root: _write_images(root, images, labels, in_val))
     return directory
+
+
+def is_complete(directory: Path, pictures: int) -> bool:
+    """Whether the folder is there.
+
+    Raises:
+        RuntimeError: If it is and holds another number of pictures.
+    """
+    count = len(list(directory.glob("*/*/*.png")))
+    if directory.exists() and count != pictures:
+        raise RuntimeError(f"{directory} should hold {pictures} pictures and holds {count}: remove it.")
+    return directory.exists()
 
 
 def write_whole(directory: Path, write: Callable[[Path], None]) -> None:

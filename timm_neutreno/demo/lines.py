@@ -9,7 +9,7 @@ import os
 import random
 from pathlib import Path
 
-from .digits import SIZE, default_directory, load_split, write_whole
+from .digits import SIZE, default_directory, is_complete, load_split, write_whole
 
 DIGITS = 4  # in a line; each somewhere in its own SIZE x SIZE pixels, which is the embedded checkpoint's input
 SIDE = (24, 32)  # smallest and largest side of a digit
@@ -34,10 +34,7 @@ def write_lines(directory: str | os.PathLike[str] | None = None) -> Path:
         RuntimeError: If the folder is there and is not the complete task.
     """
     directory = Path(directory) if directory is not None else default_directory("lines-32-v1")
-    if directory.exists():
-        count, expected = len(list(directory.glob("*/*/*.png"))), 2 * sum(LINES.values())
-        if count != expected:
-            raise RuntimeError(f"{directory} should hold {expected} pictures and holds {count}: remove it.")
+    if is_complete(directory, 2 * sum(LINES.values())):
         return directory
     digits, labels, in_val = load_split()
     write_whole(directory, lambda root: _write(root, digits, labels, in_val))

@@ -63,23 +63,20 @@ def _weight(linear: Any) -> Tensor:
     return getattr(linear, "linear", linear).weight.detach().double()
 
 
-def update_matrices(
-    block: nn.Module, layer: int = 0, *, fold_norm: bool = False, layer_scale: bool = True
-) -> Tensor:  # fmt: skip
+def update_matrices(block: nn.Module, layer: int = 0, *, fold_norm: bool = False) -> Tensor:
     """H_h = W_V,h W_proj,h of every head, (H, C, C) float64; their sum is the layer's H.
 
     Args:
         block: A block of a timm ViT, patched or not.
         layer: Its index, for messages.
         fold_norm: diag(g) H_h with g the weights of the norm before the attention, instead of H_h.
-        layer_scale: Whether the block's LayerScale belongs to W_proj.
 
     Raises:
         UnsupportedModelError: If the weights are not to be found, or, with `fold_norm`, no norm with weights is before
             the attention.
     """
     value, output = value_and_output_weights(find_attention_output(block, layer))
-    output = scaled(output, block) if layer_scale else output
+    output = scaled(output, block)
     if fold_norm:
         gains = norm_gains(block)
         if gains is None:
@@ -105,14 +102,12 @@ def norm_gains(block: nn.Module) -> Tensor | None:
     return None if is_post_norm or not isinstance(weight, Tensor) else weight.detach()
 
 
-def spectrum(model: nn.Module, *, fold_norm: bool = False, layer_scale: bool = True) -> list[Spectrum]:
+def spectrum(model: nn.Module, *, fold_norm: bool = False) -> list[Spectrum]:
     """Eigenvalues of H = W_V W_proj of every layer and head, and the signs of the norms.
 
     Args:
         model: A timm ViT, patched or not.
         fold_norm: Take diag(g) H instead, with g the weights of the norm before the attention.
-        layer_scale: Count LayerScale, where a block has one, to W_proj. False gives the W_V W_proj that `reparametrize`
-            sets.
 
     Raises:
         ValueError: If a weight is not finite.
@@ -120,7 +115,7 @@ def spectrum(model: nn.Module, *, fold_norm: bool = False, layer_scale: bool = T
     """
     spectra = []
     for layer, block in enumerate(find_blocks(model).blocks):
-        matrices = update_matrices(block, layer, fold_norm=fold_norm, layer_scale=layer_scale)
+        matrices = update_matrices(block, layer, fold_norm=fold_norm)
         if not matrices.isfinite().all():
             raise ValueError(f"the attention weights of blocks.{layer} contain NaN or infinity; load other weights.")
         eigenvalues = torch.linalg.eigvals(matrices.sum(dim=0))
@@ -128,20 +123,20 @@ def spectrum(model: nn.Module, *, fold_norm: bool = False, layer_scale: bool = T
         spectra.append(
             Spectrum(
                 eigenvalues[eigenvalues.real.argsort(descending=True)].cpu(),
-                _head_eigenvalues(block, layer, fold_norm, layer_scale).cpu(),
+                _head_eigenvalues(block, layer, fold_norm).cpu(),
                 float("nan") if gains is None else float((gains < 0).double().mean()),
             )
         )
     return spectra
 
 
-def _head_eigenvalues(block: nn.Module, layer: int, fold_norm: bool, layer_scale: bool) -> Tensor:
+def _head_eigenvalues(block: nn.Module, layer: int, fold_norm: bool) -> Tensor:
     """Those of the D x D matrix W_proj,h W_V,h: W_V,h W_proj,h, C x C, has the same ones and zeros."""
     value, output = value_and_output_weights(find_attention_output(block, layer))
     gains = norm_gains(block)
     if fold_norm and gains is not None:
         value = gains.double()[:, None] * value
-    return torch.linalg.eigvals((scaled(output, block) if layer_scale else output) @ value)
+    return torch.linalg.eigvals(scaled(output, block) @ value)
 
 
 class Dominating(NamedTuple):

@@ -25,7 +25,7 @@ def config(tmp_path_factory) -> Config:
     return Config(data=str(images), batch_size=4, workers=0)
 
 
-def train(config: Config, epoch: int = 0, step: int = 0, world: World = World()):  # noqa: B008 - frozen
+def train(config: Config, epoch: int = 0, step: int = 0, world: World = World()):  # noqa: B008 - World is frozen, one for all calls is safe
     loader = loaders.train_loader(open_datasets(config), DATA_CONFIG, config, CPU, world)
     loader.sampler.set_position(epoch, step)
     return list(loader.batches)
