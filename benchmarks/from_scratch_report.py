@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import machine
+from pages import interval, stated
 from timm_neutreno_cli.reports.intervals import contains_zero, paired, t_quantile, z_quantile
 from timm_neutreno_cli.runtime.files import write_text
 
@@ -108,7 +109,7 @@ def head(document: dict[str, Any]) -> list[str]:
         f"same weights and batches for all variants of a seed. {document['test_images']:,} test images, last step, "
         "nothing chosen.",
         "",
-        f"{machine.stated(document)}: `{document['command']}`",
+        f"{stated(document)}: `{document['command']}`",
     ]
     if document["size"] == "quick":
         lines += ["", "**A trial of the script: its figures say nothing.**"]
@@ -143,11 +144,6 @@ def comparisons_table(document: dict[str, Any]) -> list[str]:
         cells += [interval(row["similarity"], 3)]
         lines.append(f"| {row['variant']} - {row['reference']} | {' | '.join(cells)} |")
     return lines
-
-
-def interval(difference: dict[str, Any], decimals: int) -> str:
-    value, low, high = (f"{difference[key]:+.{decimals}f}" for key in ("mean", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def sentences(document: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import machine
 import torch
+from pages import stated
 from text import Texts
 from timm_neutreno_cli.runtime.files import write_text
 from torch import Tensor
@@ -110,7 +111,7 @@ def markdown(document: dict[str, Any]) -> str:
         f"{recipe['steps']:,} steps of {recipe['batch_size']} x {recipe['context']}, Adam {recipe['lr']:g}, dropout "
         f"{recipe['drop_rate']:g}, {document['precision']}, seeds 0 to {seeds - 1}.",
         "",
-        f"{machine.stated(document)}: `{document['command']}`",
+        f"{stated(document)}: `{document['command']}`",
         "",
         "| | val | test | test - plain, 95 % over text | by seed | block similarity, last layer | attention's |",
         "|---|---|---|---|---|---|---|",

@@ -30,12 +30,6 @@ def described(device: str) -> dict[str, Any]:
     }
 
 
-def stated(document: dict[str, Any]) -> str:
-    """What `described` found, but the command, as a line for a page."""
-    versions = ", ".join(f"{name} {number}" for name, number in document["versions"].items())
-    return f"{document['hardware']}, {versions}, {document['date']}"
-
-
 def cpu_name() -> str:
     try:
         with open("/proc/cpuinfo") as file:
