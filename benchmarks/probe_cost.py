@@ -2,11 +2,12 @@
 
     python benchmarks/probe_cost.py --data PHOTOS --output benchmarks/probe_cost.json
 
-DeiT-tiny with random weights on photos of any folder, three fifths of them train, a fifth val, a fifth test. Labels are
+Models with random weights on photos of any folder, three fifths of them train, a fifth val, a fifth test. Labels are
 made up (number of the photo modulo 10; for segmentation the brightness of each pixel in 11 steps, at 360 x 480 as in
 CamVid), because only the cost is measured. Time is CPU time of one thread, with the photos in memory, so that reading
 them is in neither; each round takes the forward passes and the probe in turn (segmentation: on a fifth of the photos).
-Memory is the peak of a new process that reads photos from disk; batches of 16.
+Memory is the peak of a new process that reads photos from disk, DeiT-tiny's; in each round every number of photos once.
+Batches of 16.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from torch.nn.functional import interpolate
 
 from timm_neutreno.probing import REFERENCE, Splits, measure
 
-MODEL, CLASSES, MASK = "deit_tiny_patch16_224", {"classification": 10, "segmentation": 11}, (360, 480)
+CLASSES, MASK = {"classification": 10, "segmentation": 11}, (360, 480)
+TINY, SMALL = "deit_tiny_patch16_224", "deit_small_patch16_224"
+TIMED = (("classification", TINY), ("segmentation", TINY), ("segmentation", SMALL))
 
 
 class Photos:
@@ -57,9 +60,9 @@ def splits(paths: list[Path], model: nn.Module, task: str, in_memory: bool) -> S
     return Splits(task, CLASSES[task], *(list(part) if in_memory else part for part in parts))
 
 
-def times(paths: list[Path], task: str, rounds: int) -> dict[str, Any]:
+def times(paths: list[Path], task: str, name: str, rounds: int) -> dict[str, Any]:
     """CPU seconds of the forward passes and of the probe, and their ratio round by round."""
-    model = timm.create_model(MODEL).eval()
+    model = timm.create_model(name).eval()
     parts = splits(paths, model, task, True)
     forward, probe = [], []
     for _ in range(rounds):
@@ -74,6 +77,8 @@ def times(paths: list[Path], task: str, rounds: int) -> dict[str, Any]:
         probe.append(time.process_time() - middle)
     ratios = [b / a for a, b in zip(forward, probe, strict=True)]
     return {
+        "probe": task,
+        "model": name,
         "images": len(paths),
         "forward_seconds": [round(value, 2) for value in forward],
         "probe_seconds": [round(value, 2) for value in probe],
@@ -84,7 +89,7 @@ def times(paths: list[Path], task: str, rounds: int) -> dict[str, Any]:
 
 def peak(paths: list[Path], task: str) -> int:
     """Peak memory of this process in MiB after probing."""
-    model = timm.create_model(MODEL).eval()
+    model = timm.create_model(TINY).eval()
     measure(model, REFERENCE, splits(paths, model, task, False))
     status = Path("/proc/self/status").read_text()  # not ru_maxrss, which starts from what the parent process had
     return int(status.partition("VmHWM:")[2].split()[0]) // 1024
@@ -104,44 +109,54 @@ def main() -> None:
     if options.peak:
         print(peak(paths, options.peak))
         return
-    document: dict[str, Any] = {"model": MODEL, **machine.described("cpu"), "threads": 1, "seed": 0}
-    for task in CLASSES:
-        document[task] = times(paths if task == "classification" else paths[::5], task, options.rounds)
-        found = {}
-        for number in (options.images // 10, options.images):
-            command = [sys.executable, __file__, "--data", str(options.data), "--images", str(number), "--peak", task]
-            found[number] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        document[task]["peak_mib"] = found
-        print(f"{task}: {document[task]['median_ratio']} times the forward passes, peak MiB by images {found}")
+    document: dict[str, Any] = {**machine.described("cpu"), "threads": 1, "seed": 0, "times": []}
+    for task, name in TIMED:
+        some = paths if task == "classification" else paths[::5]
+        document["times"].append(times(some, task, name, options.rounds))
+        print(f"{task}, {name}: {document['times'][-1]['median_ratio']} times the forward passes", flush=True)
+    document["peak_mib"] = {task: peaks(options, task) for task in CLASSES}
     document["load"] = round(os.getloadavg()[2], 1)
     if options.output:
         options.output.write_text(json.dumps(document, indent=1) + "\n")
     print(markdown(document))
 
 
+def peaks(options: argparse.Namespace, task: str) -> dict[int, list[int]]:
+    """Number of photos -> peak memory in MiB, round by round."""
+    found: dict[int, list[int]] = {options.images * tenths // 10: [] for tenths in (1, 3, 10)}
+    for _ in range(options.rounds):
+        for number, every in found.items():
+            command = [sys.executable, __file__, "--data", str(options.data), "--images", str(number), "--peak", task]
+            every.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    print(f"{task}: peak MiB by photos {found}", flush=True)
+    return found
+
+
 def markdown(document: dict[str, Any]) -> str:
-    """The table, and what it needs beside it."""
+    """The tables, and what they need beside them."""
     versions = ", ".join(f"{name} {document['versions'][name]}" for name in ("torch", "timm"))
-    about = [
-        document["model"],
-        "random weights",
-        document["hardware"],
-        "one thread",
-        versions,
-        f"seed {document['seed']}",
-    ]
-    about += [f"load of the machine {document['load']}"] if "load" in document else []
+    about = f"Random weights, {document['hardware']}, one thread, {versions}, seed {document['seed']}, load of the "
+    about += f"machine {document['load']}, {document['date']}: `{document['command']}`"
     lines = [
-        f"{', '.join(about)}, {document['date']}: `{document['command']}`",
+        about,
         "",
-        "| probe | photos | CPU time, as a multiple of the bare forward passes: median (rounds) | peak memory, MiB |",
+        "| probe | model | photos | CPU time, as a multiple of the bare forward passes: median (rounds) |",
         "|---|---|---|---|",
     ]
-    for task in CLASSES:
-        found = document[task]
+    for found in document["times"]:
         ratios = ", ".join(f"{ratio:.2f}" for ratio in found["ratios"])
-        peaks = ", ".join(f"{mib:,} at {int(number):,} photos" for number, mib in found["peak_mib"].items())
-        lines.append(f"| {task} | {found['images']:,} | {found['median_ratio']:.2f} ({ratios}) | {peaks} |")
+        lines.append(
+            f"| {found['probe']} | {found['model']} | {found['images']:,} | {found['median_ratio']:.2f} ({ratios}) |"
+        )
+    numbers = [f"{int(number):,}" for number in document["peak_mib"]["classification"]]
+    lines += [
+        "",
+        f"| probe of {TINY} | {' | '.join(f'peak memory at {number} photos, MiB' for number in numbers)} |",
+        f"|---|{'---|' * len(numbers)}",
+    ]
+    for task, found in document["peak_mib"].items():
+        cells = [f"{statistics.median(every):,.0f} ({', '.join(map(str, every))})" for every in found.values()]
+        lines.append(f"| {task} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

@@ -25,7 +25,7 @@ def filled(x, y, size: int | None = None, batch: int = 50, seed: int = 0) -> Ban
 
 
 def test_equals_scikit_learn():
-    (x, labels), (new, _) = rows(400), rows(600, 1)  # more queries than are compared at once
+    (x, labels), (new, _) = rows(1030), rows(600, 1)  # more of either than are held at once
     scores = filled(x, one_hot(labels, 4)).solve((1, 5, 20))(new)
     for candidate, k in enumerate((1, 5, 20)):
         reference = KNeighborsClassifier(k, metric="cosine").fit(x.numpy(), labels.numpy())

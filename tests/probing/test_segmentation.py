@@ -1,4 +1,4 @@
-"""mIoU against torchmetrics, upsampling against torch, targets by hand."""
+"""mIoU against torchmetrics, targets by hand."""
 
 from __future__ import annotations
 
@@ -49,13 +49,6 @@ def test_a_class_that_nowhere_occurs_is_left_out():
         maps = scores[0, image].T.view(1, CLASSES, *GRID)
         whole.update(interpolate(maps, size=tuple(mask.shape), mode="bilinear").argmax(1), mask[None])
     assert float(found) == pytest.approx(100 * float(whole.compute()), abs=1e-5)
-
-
-@pytest.mark.parametrize("size", [(3, 5), (7, 9), (36, 48), (2, 4)])
-def test_upsampling_equals_torch(size):
-    maps = torch.randn(2, 6, *GRID, generator=torch.Generator().manual_seed(0))
-    expected = interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(segmentation.upsample(maps, size), expected, rtol=0, atol=1e-5)
 
 
 def test_targets_are_shares_of_the_labelled_pixels():

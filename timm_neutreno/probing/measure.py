@@ -19,6 +19,7 @@ from .settings import Setting, applied
 
 TASKS: dict[str, Any] = {"classification": classification, "segmentation": segmentation}  # two modules, same functions
 PROBES = ("linear", "knn")
+ROWS = 256  # that are scored at once
 
 
 class Splits(NamedTuple):
@@ -169,23 +170,30 @@ def _fit(model, splits: Splits, task, blocks, options: Options) -> tuple[dict, i
     return probes, images
 
 
-def _count(tokens: dict[int, Tokens], targets, task, predictor, block: int, options: Options) -> Tensor:
-    """Counts (L, B, S) of a batch."""
-    x = task.inputs(tokens[block], options.pool)
-    scores = predictor(x.flatten(0, 1)).unflatten(1, x.shape[:2])
-    return task.count(scores, targets, tuple(tokens[block].patches.shape[1:3]))
+def _count(tokens: dict[int, Tokens], targets, task, probes: dict, options: Options) -> dict[tuple[str, int], Tensor]:
+    """(probe, block) -> counts (L, B, S) of a batch, a few images at a time, all candidates of a block together."""
+    counts: dict[tuple[str, int], Tensor] = {}
+    for block, each in tokens.items():
+        x = task.inputs(each, options.pool)
+        predictors = {key: predictor for key, predictor in probes.items() if key[1] == block}
+        parts, at_once = [], max(1, ROWS // x.shape[1])
+        for start in range(0, len(x), at_once):
+            rows = x[start : start + at_once]
+            found = [predictor(rows.flatten(0, 1)) for predictor in predictors.values()]
+            scores = torch.cat(found).unflatten(1, rows.shape[:2])
+            parts.append(task.count(scores, targets[start : start + at_once], tuple(each.patches.shape[1:3])))
+        counts.update(zip(predictors, torch.cat(parts, 1).split([len(scores) for scores in found]), strict=True))
+    return counts
 
 
 def _choose(model, splits: Splits, task, probes: dict, options: Options) -> tuple[dict, int]:
     """(probe, block) -> what is best on val, its ridge strength or k, its score; and the number of images."""
     sums: dict[tuple[str, int], Tensor] = {}
     images = 0
-    blocks = sorted({block for _, block in probes})
-    for tokens, targets in _tokens(model, splits.val, blocks):
+    for tokens, targets in _tokens(model, splits.val, sorted({block for _, block in probes})):
         images += len(targets)
-        for (probe, block), predictor in probes.items():
-            counts = _count(tokens, targets, task, predictor, block, options).sum(1)
-            sums[probe, block] = sums.get((probe, block), 0) + counts
+        for key, counts in _count(tokens, targets, task, probes, options).items():
+            sums[key] = sums.get(key, 0) + counts.sum(1)
     if not images:
         raise DataError("there are no val images to choose on.")
     chosen = {}
@@ -201,6 +209,7 @@ def _test(model, splits: Splits, task, chosen: dict, blocks, options: Options):
     """(probe, block) -> counts of every test image; token similarity by block; number of images; hash of targets."""
     counts: dict[tuple[str, int], list[Tensor]] = {key: [] for key in chosen}
     similarity: dict[int, list[Tensor]] = {block: [] for block in blocks}
+    probes = {key: predictor for key, (predictor, _, _) in chosen.items()}
     seen = hashlib.blake2b(digest_size=8)
     images = 0
     for tokens, targets in _tokens(model, splits.test, blocks):
@@ -209,8 +218,8 @@ def _test(model, splits: Splits, task, chosen: dict, blocks, options: Options):
             seen.update(torch.as_tensor(target).numpy().tobytes())
         for block, each in tokens.items():
             similarity[block].append(patch_similarity(each))
-        for (probe, block), (predictor, _, _) in chosen.items():
-            counts[probe, block].append(_count(tokens, targets, task, predictor, block, options)[0])
+        for key, (found,) in _count(tokens, targets, task, probes, options).items():
+            counts[key].append(found)
     if not images:
         raise DataError("there are no test images.")
     means = {block: float(torch.cat(parts).mean()) for block, parts in similarity.items()}
