@@ -44,12 +44,10 @@ def count(maps: Tensor, mask: Tensor) -> Tensor:
         for some in (number == m).nonzero()[:, 0].split(at_once) if m else ():
             rival = rivals[:, some].T.nonzero()[:, 1].view(-1, m)  # (n, m)
             here = cell[some]
-            winner = _winner(
-                _upsample(above[:, rival.T, some], down[here // (width + 1)], right[here % (width + 1)]),
-            )
-            found = _histograms(labels[here].add_(winner, alpha=classes + 1), (m + 1) * (classes + 1))
-            won = first[some, None] + torch.cat([best[some, None], rival], dim=1)
-            confusion.index_add_(0, won.flatten(), found.view(-1, classes + 1))
+            scores = _upsample(above[:, rival.T, some], down[here // (width + 1)], right[here % (width + 1)])
+            found = _histograms(labels[here].add_(_winner(scores), alpha=classes + 1), (m + 1) * (classes + 1))
+            winners = first[some, None] + torch.cat([best[some, None], rival], dim=1)
+            confusion.index_add_(0, winners.flatten(), found.view(-1, classes + 1))
     confusion = confusion.view(candidates, classes, classes + 1)[..., 1:]
     return torch.cat([confusion.diagonal(dim1=1, dim2=2), confusion.sum(2), confusion.sum(1)], dim=1).double()
 
@@ -87,9 +85,9 @@ def _upsample(corners: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def _winner(above: Tensor) -> Tensor:
-    """How far m rivals are above the best, (m, n, P) -> (n, P) int32: 0 for the best itself, or 1 + the rival's index.
+    """Scores of m rivals above the best's, (m, n, P) -> (n, P) int32: 0 where the best wins, or 1 + the rival's index.
 
-    Comparisons go to floats, since those to booleans take three times as long here, and max with indices takes longer.
+    Comparisons give floats: booleans take three times as long on a CPU, and max with indices longer still.
     """
     winner, higher = torch.zeros_like(above[0]), torch.empty_like(above[0])
     top = torch.zeros(())
