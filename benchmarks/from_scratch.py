@@ -131,7 +131,7 @@ OVERRIDES = {
     "heads": "of attention", "epochs": "of training", "batch_size": "images in a step",
     "lr": "largest learning rate, of AdamW",
 }  # fmt: skip
-markdown = from_scratch_report.markdown  # evidence.py looks for it here
+markdown, readme = from_scratch_report.markdown, from_scratch_report.readme  # evidence.py looks for them here
 MEASURES = ("block_similarity", "attention_similarity", "block_hfc_lfc", "attention_hfc_lfc")
 
 

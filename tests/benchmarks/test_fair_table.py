@@ -58,7 +58,7 @@ def constructed(fair_table, gains):
     rows = {"control": [run(50.0, 0.5) for _ in noise]}
     rows |= {name: [run(50 + gain + n, 0.4) for n in noise] for name, gain in gains.items()}
     return {
-        "variants": fair_table.summary(rows, 2), "seeds": 5, "ways_seeds": 3, "test": 1000, "train": 100,
+        "variants": fair_table.summary(rows, 2), "seeds": 5, "test": 1000, "train": 100,
         "parameters": 1,
         "pretraining": {"top1": 50.0}, "pretrain_epochs": 1, "epochs": 1, "lr": 1e-4, "rates": {"0.0001": {}},
     }  # fmt: skip
@@ -70,7 +70,7 @@ def test_what_is_said(fair_table):
     assert "better: featscale +5.00 [" in first
     assert "no difference shown: xsa +0.00 [" in first
     assert "worse: neutreno -5.00 [" in first
-    assert "val takes neutreno at 0.1 (51.00 top-1 there, 3 seeds)" in second
+    assert "val takes neutreno at 0.1 (51.00 top-1 there)" in second
     assert "as in the paper by +6.00" in second
     assert "lower than the control's by more than chance in neither" in third, "no spread, no interval"
 

@@ -205,6 +205,17 @@ def test_a_difference_counts_only_beyond_seeds_and_images(script):
     assert wide["high"] - wide["mean"] == pytest.approx(2.734 * 46.057 / 10, abs=1e-2)  # z of 1 - 0.025 / 8
 
 
+def test_what_readme_says_is_what_counts(script):
+    report = script.from_scratch_report
+    none, few, many = ([run_of("1" * k + "0" * (100 - k))] * 2 for k in (0, 2, 30))
+    rows = [("neutreno", few, none), ("gain", many, none), ("loss", none, many)]
+    compared = [{"variant": v, "reference": "plain", **report.compared(a, b, 1)} for v, a, b in rows]
+    text = report.readme({"comparisons": compared, "seeds": 2})
+    assert "higher by more than chance: gain against plain +30.00 [" in text
+    assert "; lower: loss against plain -30.00 [" in text
+    assert "NeuTRENO alone differs from the plain model by +2.00 [" in text
+
+
 @pytest.mark.parametrize("words", [["--seeds", "1"], ["--experiments", "nonsense"]])
 def test_options_that_make_no_sense_are_refused(script, words, capsys):
     with pytest.raises(SystemExit) as stopped:
