@@ -181,18 +181,18 @@ def sentences(document: dict[str, Any]) -> list[str]:
 
 
 def readme(document: dict[str, Any]) -> str:
-    """In short: what is higher or lower in top-1, and NeuTRENO alone."""
+    """In short: what is better or worse in top-1, and NeuTRENO alone."""
     rows = document["comparisons"]
-    told = {
-        word: "; ".join(f"{names(row)} {interval(row['top1'], 2)}" for row in rows if verdict(row) == sign) or "none"
-        for word, sign in (("higher", 1), ("lower", -1))
-    }
+    better, worse = (
+        " and ".join(f"{names(row)} ({interval(row['top1'], 2)})" for row in rows if verdict(row) == sign) or "none"
+        for sign in (1, -1)
+    )
     alone = next(row for row in rows if (row["variant"], row["reference"]) == ("neutreno", "plain"))
     return (
-        f"And very small ViTs trained on CIFAR-10 from nothing ({document['seeds']} seeds): top-1 higher by more than "
-        f"chance: {told['higher']}; lower: {told['lower']}. NeuTRENO alone differs from the plain model by "
-        f"{interval(alone['top1'], 2)} points in top-1, by {interval(alone['loss'], 3)} in loss and by "
-        f"{interval(alone['similarity'], 3)} in token similarity."
+        f"Trained from nothing, in very small ViTs on CIFAR-10 ({document['seeds']} seeds), top-1 is better by more "
+        f"than chance in {better}, and worse in {worse}. NeuTRENO alone changes the plain model's top-1 by "
+        f"{interval(alone['top1'], 2)} points, its loss by {interval(alone['loss'], 3)} and its token similarity by "
+        f"{interval(alone['similarity'], 3)}."
     )
 
 

@@ -211,9 +211,9 @@ def test_what_readme_says_is_what_counts(script):
     rows = [("neutreno", few, none), ("gain", many, none), ("loss", none, many)]
     compared = [{"variant": v, "reference": "plain", **report.compared(a, b, 1)} for v, a, b in rows]
     text = report.readme({"comparisons": compared, "seeds": 2})
-    assert "higher by more than chance: gain against plain +30.00 [" in text
-    assert "; lower: loss against plain -30.00 [" in text
-    assert "NeuTRENO alone differs from the plain model by +2.00 [" in text
+    assert "better by more than chance in gain against plain (+30.00 [" in text
+    assert "worse in loss against plain (-30.00 [" in text
+    assert "NeuTRENO alone changes the plain model's top-1 by +2.00 [" in text
 
 
 @pytest.mark.parametrize("words", [["--seeds", "1"], ["--experiments", "nonsense"]])
