@@ -85,8 +85,8 @@ def run(commands: typer.Typer) -> None:
 def report(error: BaseException) -> NoReturn:
     """Say what went wrong in one line, in one process, and leave with its code."""
     code = error.exit_code if isinstance(error, CliError) else 1
-    # an interruption comes to all, and the first one saves
-    speaks = processes.rank() == 0 if code == 130 else processes.claims_first_error()
+    # an interruption comes to all, and rank 0 saves; one that another process's error brought is not another error
+    speaks = (code != 130 or processes.rank() == 0) and processes.claims_first_error()
     words = one_line(error)
     if not isinstance(error, CliError):
         words = (
