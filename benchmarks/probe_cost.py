@@ -8,7 +8,7 @@ CamVid), because only the cost is measured. Time is CPU time of one thread, with
 them is in neither; each round takes the forward passes and the probe in turn (segmentation: on a fifth of the photos).
 Memory is the peak of a new process that reads photos from disk, DeiT-tiny's; in each round every number of photos once.
 There glibc gives blocks of 128 KiB and more back at once, as it does before it adapts to a program: otherwise holes
-between the blocks, some 20 MiB after 1,000 photos, hide what probing holds. Batches of 16.
+between the blocks hide what probing holds. Batches of 16.
 """
 
 from __future__ import annotations

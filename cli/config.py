@@ -22,8 +22,8 @@ TASKS = ("classification", "segmentation")
 # FREE: obeyed, and kept by the run. ONCE: holds for one start of the command; neither --resume nor --config repeats it.
 SAME, FREE, ONCE = "same", "free", "once"
 
-# Of the constants in benchmarks/fair_table.py the largest that stays with the control (val: 0.1 by 0.01 point, 0.2 next):
-# a short fine-tuning does not recover from the paper's 0.6.
+# The largest constant in benchmarks/fair_table.py that is not below the control on val: a short fine-tuning does not
+# recover from the paper's 0.6.
 FINETUNE_FIDELITY = 0.2
 
 

@@ -34,7 +34,8 @@ def shapes_in(path: Path) -> Shapes:
     """
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
     return dict(_tensors(torch.load(path, map_location="meta", weights_only=True)))
 
 

@@ -19,7 +19,7 @@ from .settings import Setting, applied
 
 TASKS: dict[str, Any] = {"classification": classification, "segmentation": segmentation}  # two modules, same functions
 PROBES = ("linear", "knn")
-ROWS = 256  # that are scored at once
+ROWS = 256  # rows of features that are scored at once
 
 
 class Splits(NamedTuple):

@@ -105,8 +105,8 @@ class Neighbors:
 def _highest(similarity: Tensor, k: int) -> Tensor:
     """The columns of the k highest values of every row: (R, N) -> (R, k).
 
-    They lie in the k groups of columns whose highest values are highest, so that topk, which takes as long as the
-    product for all columns, need only search these.
+    They lie in the k groups of columns whose highest values are highest, so that topk, which is slow for all columns,
+    need only search these.
     """
     groups = similarity.shape[1] // GROUP
     if groups <= k:

@@ -3,8 +3,7 @@
 Upsampling is bilinear (align_corners=False), and the best class of a pixel wins. The pixels between four neighbouring
 patch centres are a cell. Their scores are weighted means of those at the four, so a class that is above another at none
 of the four is above it nowhere between them. In most cells that leaves one class, and their labels are counted at once;
-in the others only the classes that are left are upsampled. The sums are those of interpolate and argmax, in a half to a
-fifth of the time (`benchmarks/probe_cost.py`).
+in the others only the classes that are left are upsampled. The counts are those of interpolate and argmax.
 
 Shapes: L candidates, K classes, (h, w) patches, (H, W) pixels; a candidate has (h + 1) (w + 1) cells, the outer ones
 between a patch centre and the border; N cells of all candidates, n of them at once; P pixels of the largest cell.
@@ -87,7 +86,7 @@ def _upsample(corners: Tensor, down: Tensor, right: Tensor) -> Tensor:
 def _winner(above: Tensor) -> Tensor:
     """Scores of m rivals above the best's, (m, n, P) -> (n, P) int32: 0 where the best wins, or 1 + the rival's index.
 
-    Comparisons give floats: booleans take three times as long on a CPU, and max with indices longer still.
+    Comparisons give floats, since booleans take longer on a CPU, and max with indices longer still.
     """
     winner, higher = torch.zeros_like(above[0]), torch.empty_like(above[0])
     top = torch.zeros(())
